@@ -1,0 +1,2 @@
+//! cloud-hub.
+fn main() {}

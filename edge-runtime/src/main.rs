@@ -1,0 +1,2 @@
+//! edge-runtime.
+fn main() {}

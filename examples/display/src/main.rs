@@ -1,0 +1,2 @@
+//! display.
+fn main() {}

@@ -1,0 +1,2 @@
+//! sensor.
+fn main() {}
