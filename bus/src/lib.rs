@@ -1,1 +1,28 @@
-//! bus.
+//! The only crate that knows NATS: connections, servers, streams, buckets, and the runner of modules.
+//!
+//! A module is written against [`module::Module`]: inputs in, effects out, nothing else. The [`runner`] opens what its
+//! [`flow`]s declare, feeds it, carries out its effects in the one order that loses nothing (persist, publish,
+//! acknowledge), and starts it again when it falls.
+//!
+//! * [`module`] the trait, its inputs and effects: all that a module's author needs
+//! * [`flow`] what a module may read and write: its documentation and its NATS permissions in one
+//! * [`runner`] one module running; [`host`] all modules of a process
+//! * [`provision`] the table of streams and buckets with their bounds
+//! * [`store`] the typed object store over KV
+//! * [`durable`] what a module keeps on disk, and the reports it still owes
+//! * [`link`] an edge's side of the link to the hub: byte-bounded pulls, atomic batches with a cursor
+//! * [`stream`] credit-bounded byte streams (logs, exec)
+//! * [`connection`] connecting; [`server`] supervising a `nats-server`; [`identity`] keys and permissions
+
+pub mod connection;
+pub mod durable;
+pub mod flow;
+pub mod host;
+pub mod identity;
+pub mod link;
+pub mod module;
+pub mod provision;
+pub mod runner;
+pub mod server;
+pub mod store;
+pub mod stream;

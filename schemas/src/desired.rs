@@ -16,6 +16,9 @@ use crate::subject::DesiredKey;
 pub struct Desired {
     /// Generation of the bucket it was written into.
     pub generation: String,
+    /// Epoch in which it was written ([`Lineage::current`] then): with its revision it names this very write, so that a
+    /// node can ask a lineage whether it ever knew it.
+    pub epoch: String,
     /// `resourceVersion` of the object it was made from. Within a generation, older is ignored.
     pub resource_version: u64,
     /// What to have, or that it shall be gone.
@@ -50,20 +53,31 @@ pub struct Epoch {
     pub start: u64,
 }
 
-/// Where a node has followed to.
+/// One write of the bucket: an entry's own, or the newest that a node knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// Generation of the bucket.
     pub generation: String,
-    /// Epoch in which the node was told `revision`.
+    /// Epoch in which it was written.
     pub epoch: String,
-    /// The highest revision that it has on disk.
+    /// Its revision.
     pub revision: u64,
 }
 
 /// Older epochs are forgotten; a node that was away for so many starts of the hub is treated as diverged (nothing of
 /// its own is dropped).
 pub const EPOCHS_MAX: usize = 256;
+
+impl Local {
+    /// The write that made this entry.
+    pub fn position(&self) -> Position {
+        Position {
+            generation: self.desired.generation.clone(),
+            epoch: self.desired.epoch.clone(),
+            revision: self.revision,
+        }
+    }
+}
 
 impl Lineage {
     /// The lineage of a new bucket. `generation` is random.
@@ -84,8 +98,8 @@ impl Lineage {
         self.epochs.last()
     }
 
-    /// Does this lineage continue what a node at `position` was told? The revision must lie before the start of the
-    /// epoch that followed: a revision that a restored hub writes again is not the one the node knows.
+    /// Does this history hold that write? The revision must lie before the start of the epoch that followed: a revision
+    /// that a restored hub writes again is not the one the node knows.
     pub fn contains(&self, position: &Position) -> bool {
         let at = self.epochs.iter().position(|epoch| epoch.id == position.epoch);
         let next = at.and_then(|at| self.epochs.get(at + 1));
@@ -150,8 +164,6 @@ pub struct GetPage {
 /// What the edge keeps of an entry, in [`crate::subject::BUCKET_LOCAL`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Local {
-    /// Where the node had followed to when this was written: the cursor.
-    pub position: Position,
     /// Revision of the entry at the hub.
     pub revision: u64,
     /// The entry.

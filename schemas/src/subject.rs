@@ -59,9 +59,14 @@ pub fn desired_consumer(node: &NodeName) -> String {
     format!("node_{node}")
 }
 
-/// The prefix of the inboxes of a node, a module or a tool. Nobody else may listen there.
-pub fn inbox(owner: &str) -> String {
-    format!("_INBOX_{owner}")
+/// The prefix of a node's inboxes. Only its own modules may listen there. The hub's is `inbox("hub")`.
+pub fn inbox(node: &str) -> String {
+    format!("_INBOX.{node}")
+}
+
+/// The prefix of the inboxes of one module (or tool) on a node or at the hub.
+pub fn module_inbox(node: &str, module: &str) -> String {
+    format!("_INBOX.{node}.{module}")
 }
 
 /// One text as one token. See the module's words for the form.
@@ -305,7 +310,8 @@ pub fn lowered(subject: &str) -> Option<(NodeName, Lane, &str)> {
 /// The cursor of a (node, lane), stored beside what it counts.
 pub fn cursor(node: &NodeName, lane: Lane) -> String {
     match lane {
-        Lane::Workload => format!("from.{node}._cursor.{}", lane.as_str()),
+        // Outside `from.>`, so that trimming that never takes a cursor away.
+        Lane::Workload => format!("_cursor.{node}.{}", lane.as_str()),
         _ => format!("ew.in.{node}._cursor.{}", lane.as_str()),
     }
 }

@@ -1,1 +1,18 @@
-//! sync.
+//! The heart: keeps a node's state in step with the hub over a link that comes and goes.
+//!
+//! | direction | edge | hub |
+//! |---|---|---|
+//! | down | bucket `local`, the only thing that other edge modules watch | bucket `desired`, pulled through the node's consumer |
+//! | up | streams OUTBOX (reports, events) and UPLINK (workloads' `up.`) | streams UP and FROM, with a cursor for each lane |
+//! | both | heartbeat: a request through the link, so its answer proves both ways | module `nodes` answers |
+//!
+//! [`down`] and [`up`] decide; [`edge`] composes them into the module that runs on a node, with the heartbeat; [`rim`]
+//! does what they want done; [`hub`] is the module at the other end. Nothing here reads a clock except [`rim`].
+
+pub mod down;
+pub mod edge;
+pub mod facts;
+pub mod hub;
+pub mod pace;
+pub mod rim;
+pub mod up;

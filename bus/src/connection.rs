@@ -1,0 +1,245 @@
+//! Connecting to a server of ours: who connects, with what permission, and what a module then holds.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream;
+
+use crate::flow::{self, Flow};
+use crate::identity::Permissions;
+use crate::module::Account;
+
+/// How long any request of ours waits for its answer, unless it says otherwise.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages that wait in a subscription before the server is told to drop: a bound on memory.
+const SUBSCRIPTION_MESSAGES_MAX: usize = 4_096;
+/// Commands that wait for the connection to be written.
+const CLIENT_COMMANDS_MAX: usize = 2_048;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No credential could be made.
+    #[error("no credential for {owner} in {account}: {cause}")]
+    Login {
+        /// Who.
+        owner: String,
+        /// Where.
+        account: &'static str,
+        /// Why.
+        cause: String,
+    },
+    /// The server did not answer or refused.
+    #[error("cannot connect {owner} to {url}: {source}; is the server running?")]
+    Connect {
+        /// Who.
+        owner: String,
+        /// Where.
+        url: String,
+        /// The client's words.
+        #[source]
+        source: async_nats::ConnectError,
+    },
+}
+
+/// What proves who connects.
+#[derive(Clone)]
+pub enum Login {
+    /// Nothing: only a test's bare server takes it.
+    Open,
+    /// A user of the node's own server.
+    Password {
+        /// Name.
+        user: String,
+        /// Password.
+        password: String,
+    },
+    /// A user of the hub.
+    Jwt {
+        /// The user's token.
+        jwt: String,
+        /// The seed of its key.
+        seed: String,
+    },
+}
+
+/// Makes credentials: the hub signs them, the edge writes them into its server's config.
+pub type Mint = Arc<
+    dyn Fn(Account, String, Permissions) -> Pin<Box<dyn Future<Output = Result<Login, String>> + Send>>
+        + Send
+        + Sync,
+>;
+
+/// Connects modules to one server.
+#[derive(Clone)]
+pub struct Connector {
+    /// `hub`, or the node's name.
+    pub node: String,
+    /// JetStream domain of the server.
+    pub domain: String,
+    /// `nats://` or `tls://` address.
+    pub url: String,
+    /// The CA to trust, for `tls://`.
+    pub ca: Option<PathBuf>,
+    /// Makes the credentials.
+    pub mint: Mint,
+}
+
+impl Connector {
+    /// A connector to a bare server without accounts or permissions, for tests.
+    pub fn open(node: &str, domain: &str, url: &str) -> Self {
+        let mint: Mint = Arc::new(|_, _, _| Box::pin(std::future::ready(Ok(Login::Open))));
+        Self { node: node.to_owned(), domain: domain.to_owned(), url: url.to_owned(), ca: None, mint }
+    }
+
+    /// Connects `owner` with the permission that its flows give it in `account`.
+    pub async fn connect(&self, owner: &str, flows: &[Flow], account: Account) -> Result<Bus, ConnectError> {
+        let permissions = flow::permissions(&self.node, owner, flows, account, &self.domain);
+        self.connect_with(owner, permissions, account).await
+    }
+
+    /// Connects `owner` with a stated permission.
+    pub async fn connect_with(
+        &self,
+        owner: &str,
+        permissions: Permissions,
+        account: Account,
+    ) -> Result<Bus, ConnectError> {
+        let login = (self.mint)(account, owner.to_owned(), permissions).await.map_err(|cause| {
+            ConnectError::Login { owner: owner.to_owned(), account: account.as_str(), cause }
+        })?;
+        let inbox = schemas::subject::module_inbox(&self.node, owner);
+        dial(&self.url, self.ca.clone(), login, owner, inbox, account, &self.domain).await
+    }
+
+    /// Connects a module to every account that its flows name.
+    pub async fn handles(&self, owner: &str, flows: &[Flow]) -> Result<Handles, ConnectError> {
+        let control = self.connect(owner, flows, Account::Control).await?;
+        let work = if flows.iter().any(|flow| flow.account == Account::Work) {
+            Some(self.connect(owner, flows, Account::Work).await?)
+        } else {
+            None
+        };
+        Ok(Handles { node: self.node.clone(), control, work })
+    }
+}
+
+/// Connects to a server; for tools and tests that hold their own credential.
+pub async fn dial(
+    url: &str,
+    ca: Option<PathBuf>,
+    login: Login,
+    owner: &str,
+    inbox: String,
+    account: Account,
+    domain: &str,
+) -> Result<Bus, ConnectError> {
+    let mut options = async_nats::ConnectOptions::new()
+        .name(owner)
+        .custom_inbox_prefix(inbox)
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .connection_timeout(Duration::from_secs(5))
+        .ping_interval(Duration::from_secs(5))
+        .subscription_capacity(SUBSCRIPTION_MESSAGES_MAX)
+        .client_capacity(CLIENT_COMMANDS_MAX)
+        .ignore_discovered_servers()
+        .reconnect_delay_callback(|attempt| {
+            Duration::from_millis((50u64 << attempt.min(5)).min(1_000))
+        })
+        .event_callback(|event| async move { tracing::debug!(%event, "connection") });
+    if let Some(ca) = ca {
+        options = options.add_root_certificates(ca).require_tls(true);
+    }
+    options = match login {
+        Login::Open => options,
+        Login::Password { user, password } => options.user_and_password(user, password),
+        Login::Jwt { jwt, seed } => {
+            let key = nkeys::KeyPair::from_seed(&seed).map_err(|error| ConnectError::Login {
+                owner: owner.to_owned(),
+                account: account.as_str(),
+                cause: format!("the seed is not an nkey: {error}"),
+            })?;
+            let key = Arc::new(key);
+            options.jwt(jwt, move |nonce| {
+                let key = key.clone();
+                async move { key.sign(&nonce).map_err(async_nats::AuthError::new) }
+            })
+        }
+    };
+    #[allow(clippy::disallowed_methods)] // the one place that is meant by the rule
+    let client = async_nats::connect_with_options(url, options).await.map_err(|source| {
+        ConnectError::Connect { owner: owner.to_owned(), url: url.to_owned(), source }
+    })?;
+    Ok(Bus::new(client, account, domain))
+}
+
+/// One connection in one account.
+#[derive(Clone)]
+pub struct Bus {
+    pub(crate) client: async_nats::Client,
+    pub(crate) jetstream: jetstream::Context,
+    pub(crate) account: Account,
+    pub(crate) domain: String,
+}
+
+impl Bus {
+    /// Wraps a connected client.
+    pub fn new(client: async_nats::Client, account: Account, domain: &str) -> Self {
+        let mut jetstream = jetstream::with_domain(client.clone(), domain);
+        jetstream.set_timeout(REQUEST_TIMEOUT);
+        Self { client, jetstream, account, domain: domain.to_owned() }
+    }
+
+    /// The client, for what has no word of ours yet. Only binaries' tools and tests outside this crate.
+    pub fn client(&self) -> &async_nats::Client {
+        &self.client
+    }
+
+    /// The account it is in.
+    pub fn account(&self) -> Account {
+        self.account
+    }
+}
+
+/// What a module holds: a connection for each account that its flows name.
+#[derive(Clone)]
+pub struct Handles {
+    /// `hub`, or the node's name.
+    pub node: String,
+    /// CONTROL.
+    pub control: Bus,
+    /// WORK, if any flow is in it.
+    pub work: Option<Bus>,
+}
+
+impl Handles {
+    /// The connection in `account`; the flows must name it.
+    pub fn bus(&self, account: Account) -> Option<&Bus> {
+        match account {
+            Account::Control => Some(&self.control),
+            Account::Work => self.work.as_ref(),
+        }
+    }
+}
+
+/// Headers of ours as NATS'.
+pub(crate) fn to_nats(headers: &schemas::envelope::Headers) -> async_nats::HeaderMap {
+    let mut map = async_nats::HeaderMap::new();
+    for (name, value) in headers {
+        map.insert(name.as_str(), value.as_str());
+    }
+    map
+}
+
+/// NATS' headers as ours; the first value of each.
+pub(crate) fn from_nats(headers: Option<&async_nats::HeaderMap>) -> schemas::envelope::Headers {
+    let mut map = schemas::envelope::Headers::new();
+    for (name, values) in headers.into_iter().flat_map(async_nats::HeaderMap::iter) {
+        if let Some(value) = values.first() {
+            map.insert(name.to_string(), value.to_string());
+        }
+    }
+    map
+}

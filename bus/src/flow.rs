@@ -1,0 +1,238 @@
+//! Flows: what a module reads and writes. One declaration is its documentation (`docs/flows.md`, `edgewire modules`), the
+//! list of what the [runner](crate::runner) opens for it, and the NATS permission that it runs with: what is not declared
+//! is refused by the server.
+
+use crate::module::Account;
+use schemas::subject;
+
+/// One thing that a module reads or writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// Account it runs in.
+    pub account: Account,
+    /// What is done.
+    pub kind: Kind,
+    /// Subject or key filter.
+    pub subject: String,
+    /// The type of the payload, as named in `schemas`.
+    pub payload: &'static str,
+}
+
+/// What is done with the subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Hear live messages; may answer them when `respond`.
+    Subscribe {
+        /// Answers requests.
+        respond: bool,
+    },
+    /// Say live messages.
+    Publish,
+    /// Ask and get one answer.
+    Request,
+    /// Follow a bucket's entries; the subject is a key filter.
+    Watch {
+        /// The bucket.
+        bucket: &'static str,
+    },
+    /// Write a bucket's entries; the subject is a key filter.
+    Write {
+        /// The bucket.
+        bucket: &'static str,
+    },
+    /// Take stored messages, exactly as they were stored; the subject is the filter.
+    Consume {
+        /// The stream.
+        stream: &'static str,
+        /// Name of the durable consumer.
+        durable: &'static str,
+    },
+    /// Say durably, into the node's OUTBOX.
+    Report,
+    /// Manage a stream of this server (purge, consumers): the hub's side of sync, the API's direct reads.
+    Manage {
+        /// The stream.
+        stream: &'static str,
+    },
+    /// Across the link, on the hub's domain: what only the edge's sync does. See [`crate::link`].
+    Link,
+    /// Be woken by what is stored on this server; the stream is read where it was left.
+    Arrivals,
+    /// Byte streams, in either direction. See [`crate::stream`].
+    Stream,
+}
+
+impl Flow {
+    fn control(kind: Kind, subject: impl Into<String>, payload: &'static str) -> Self {
+        Self { account: Account::Control, kind, subject: subject.into(), payload }
+    }
+    /// Hear live messages in CONTROL.
+    pub fn subscribe(subject: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::Subscribe { respond: false }, subject, payload)
+    }
+    /// Answer requests in CONTROL.
+    pub fn respond(subject: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::Subscribe { respond: true }, subject, payload)
+    }
+    /// Say live messages in CONTROL.
+    pub fn publish(subject: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::Publish, subject, payload)
+    }
+    /// Ask in CONTROL.
+    pub fn request(subject: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::Request, subject, payload)
+    }
+    /// Follow a bucket.
+    pub fn watch(bucket: &'static str, filter: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::Watch { bucket }, filter, payload)
+    }
+    /// Write a bucket.
+    pub fn write(bucket: &'static str, filter: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::Write { bucket }, filter, payload)
+    }
+    /// Take stored messages.
+    pub fn consume(
+        stream: &'static str,
+        durable: &'static str,
+        filter: impl Into<String>,
+        payload: &'static str,
+    ) -> Self {
+        Self::control(Kind::Consume { stream, durable }, filter, payload)
+    }
+    /// Say durably on the node.
+    pub fn report(subject: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::Report, subject, payload)
+    }
+    /// Manage a stream.
+    pub fn manage(stream: &'static str, payload: &'static str) -> Self {
+        Self::control(Kind::Manage { stream }, stream, payload)
+    }
+    /// Across the link.
+    pub fn link(subject: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::Link, subject, payload)
+    }
+    /// Be woken.
+    pub fn arrivals(filter: impl Into<String>) -> Self {
+        Self::control(Kind::Arrivals, filter, "wake-up only")
+    }
+    /// Byte streams.
+    pub fn stream(payload: &'static str) -> Self {
+        Self::control(Kind::Stream, "ew.str.*.*", payload)
+    }
+    /// The same in WORK.
+    pub fn in_work(mut self) -> Self {
+        self.account = Account::Work;
+        self
+    }
+
+    /// `in` or `out`, for the table.
+    pub fn direction(&self) -> &'static str {
+        match self.kind {
+            Kind::Subscribe { .. } | Kind::Watch { .. } | Kind::Consume { .. } | Kind::Arrivals => "in",
+            Kind::Publish | Kind::Request | Kind::Write { .. } | Kind::Report => "out",
+            Kind::Manage { .. } | Kind::Link | Kind::Stream => "both",
+        }
+    }
+
+    /// The delivery class, for the table.
+    pub fn class(&self) -> String {
+        match &self.kind {
+            Kind::Subscribe { respond: true } | Kind::Request => "request/reply".into(),
+            Kind::Subscribe { .. } | Kind::Publish => "live".into(),
+            Kind::Watch { bucket } => format!("bucket {bucket}, level-triggered"),
+            Kind::Write { bucket } => format!("bucket {bucket}, compare-and-set"),
+            Kind::Consume { stream, .. } => format!("stream {stream}, in order, acknowledged last"),
+            Kind::Report => format!("stream {}, durable", subject::STREAM_OUTBOX),
+            Kind::Manage { stream } => format!("stream {stream}, managed"),
+            Kind::Link => "across the link".into(),
+            Kind::Arrivals => "live, wake-up".into(),
+            Kind::Stream => "byte stream, credit-bounded".into(),
+        }
+    }
+
+    /// One line, as `edgewire modules` shows it.
+    pub fn line(&self) -> String {
+        format!(
+            "{} {} {} [{}] {}",
+            self.account.as_str(),
+            self.direction(),
+            self.subject,
+            self.class(),
+            self.payload
+        )
+    }
+}
+
+/// The allow-lists that the flows of module `owner` on `node` (or `hub`) give it in `account`, on a server whose
+/// JetStream domain is `domain`.
+pub fn permissions(
+    node: &str,
+    owner: &str,
+    flows: &[Flow],
+    account: Account,
+    domain: &str,
+) -> crate::identity::Permissions {
+    let mut publish = vec![subject::dead(owner)];
+    let mut subscribe = vec![format!("{}.>", subject::module_inbox(node, owner))];
+    // Both spellings of the API prefix: clients that name the domain and those that are in it.
+    let api = |publish: &mut Vec<String>, verb: String| {
+        publish.push(format!("$JS.{domain}.API.{verb}"));
+        publish.push(format!("$JS.API.{verb}"));
+    };
+    let read = |publish: &mut Vec<String>, stream: &str| {
+        for verb in [
+            format!("STREAM.INFO.{stream}"),
+            format!("CONSUMER.CREATE.{stream}.>"),
+            format!("CONSUMER.CREATE.{stream}"),
+            format!("CONSUMER.INFO.{stream}.>"),
+            format!("CONSUMER.DELETE.{stream}.>"),
+            format!("CONSUMER.MSG.NEXT.{stream}.>"),
+            format!("DIRECT.GET.{stream}"),
+            format!("DIRECT.GET.{stream}.>"),
+            format!("STREAM.MSG.GET.{stream}"),
+        ] {
+            api(publish, verb);
+        }
+        publish.push(format!("$JS.ACK.{stream}.>"));
+        publish.push(format!("$JS.FC.{stream}.>"));
+        publish.push("$JS.FC.>".to_owned());
+    };
+    api(&mut publish, "INFO".to_owned());
+    for flow in flows.iter().filter(|flow| flow.account == account) {
+        match &flow.kind {
+            Kind::Subscribe { respond } => {
+                subscribe.push(flow.subject.clone());
+                if *respond {
+                    publish.push("_INBOX.>".to_owned());
+                }
+            }
+            Kind::Publish | Kind::Request | Kind::Report => publish.push(flow.subject.clone()),
+            Kind::Watch { bucket } => read(&mut publish, &subject::bucket_stream(bucket)),
+            Kind::Write { bucket } => {
+                publish.push(subject::kv(bucket, &flow.subject));
+                api(&mut publish, format!("STREAM.INFO.{}", subject::bucket_stream(bucket)));
+                api(&mut publish, format!("DIRECT.GET.{}.>", subject::bucket_stream(bucket)));
+            }
+            Kind::Consume { stream, .. } => read(&mut publish, stream),
+            Kind::Manage { stream } => {
+                read(&mut publish, stream);
+                api(&mut publish, format!("STREAM.PURGE.{stream}"));
+                api(&mut publish, format!("CONSUMER.DURABLE.CREATE.{stream}.>"));
+                api(&mut publish, format!("CONSUMER.LIST.{stream}"));
+            }
+            Kind::Link => publish.push(flow.subject.clone()),
+            Kind::Arrivals => subscribe.push(flow.subject.clone()),
+            Kind::Stream => {
+                publish.push("ew.str.*.*".to_owned());
+                subscribe.push("ew.str.*.*".to_owned());
+                publish.push("ew.cmd.*._stream.*".to_owned());
+                subscribe.push("ew.cmd.*._stream.*".to_owned());
+            }
+        }
+    }
+    publish.sort();
+    publish.dedup();
+    subscribe.sort();
+    subscribe.dedup();
+    crate::identity::Permissions { publish_allow: publish, subscribe_allow: subscribe }
+}

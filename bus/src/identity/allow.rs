@@ -1,0 +1,159 @@
+//! Allow-lists. What is not on them is refused by the server, so a forgotten subject is closed, not open.
+//!
+//! A client's answers need no entry: whoever hears a request may answer it, a few times and for a while ([`RESPONSES_MAX`],
+//! [`RESPONSES_TTL`]). Across a leaf this does not hold (measured with 2.15.1: the node's server drops the answer), so a
+//! node's list names the inboxes of the hub.
+
+use std::time::Duration;
+
+use schemas::name::NodeName;
+use schemas::subject::{self, Lane};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// How many answers one request allows.
+pub const RESPONSES_MAX: u32 = 16;
+/// How long after a request it may be answered.
+pub const RESPONSES_TTL: Duration = Duration::from_secs(120);
+
+/// What a user may publish to and subscribe to. An empty list allows nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Permissions {
+    /// Subjects (with wildcards) it may publish to.
+    pub publish_allow: Vec<String>,
+    /// Subjects (with wildcards) it may subscribe to.
+    pub subscribe_allow: Vec<String>,
+}
+
+impl Permissions {
+    /// Everything in its account: for the hub's own provisioning and for tests.
+    pub fn full() -> Self {
+        Self { publish_allow: vec![">".to_owned()], subscribe_allow: vec![">".to_owned()] }
+    }
+
+    /// As the fields of a user's token.
+    pub(super) fn claims(&self) -> (Value, Value, Value) {
+        let ttl_ns = u64::try_from(RESPONSES_TTL.as_nanos()).unwrap_or(u64::MAX);
+        (list(&self.publish_allow), list(&self.subscribe_allow), json!({"max": RESPONSES_MAX, "ttl": ttl_ns}))
+    }
+
+    /// As the `permissions` block of a user in a server's configuration.
+    pub(crate) fn config(&self) -> Value {
+        json!({
+            "publish": list(&self.publish_allow),
+            "subscribe": list(&self.subscribe_allow),
+            "allow_responses": {"max": RESPONSES_MAX, "expires": format!("{}s", RESPONSES_TTL.as_secs())},
+        })
+    }
+}
+
+/// NATS reads an empty allow-list as "everything", so nothing allowed is spelt as everything denied.
+fn list(allow: &[String]) -> Value {
+    if allow.is_empty() { json!({"deny": [">"]}) } else { json!({"allow": allow}) }
+}
+
+/// What a node's leaf credentials may do at the hub, in CONTROL and in WORK. `publish` is what the node sends to the hub,
+/// `subscribe` what it may hear from there (measured, see `tests/server.rs`). A node that bears the hub's own name would
+/// hear the hub's answers: it may do nothing.
+pub fn node_permissions(node: &NodeName) -> (Permissions, Permissions) {
+    if node.as_str() == subject::DOMAIN_HUB {
+        return (Permissions::default(), Permissions::default());
+    }
+    let api = |verb: &str| format!("$JS.{}.API.{verb}", subject::DOMAIN_HUB);
+    let inbox = format!("{}.>", subject::inbox(node.as_str()));
+    let desired = subject::bucket_stream(subject::BUCKET_DESIRED);
+    let consumer = subject::desired_consumer(node);
+
+    let mut control = Permissions {
+        publish_allow: vec![
+            subject::request(node, ">"),
+            subject::heartbeat(node),
+            subject::stream_up(node, ">"),
+            format!("{}.>", subject::inbox(subject::DOMAIN_HUB)),
+            api("INFO"),
+            api(&format!("CONSUMER.MSG.NEXT.{desired}.{consumer}")),
+            // Both forms of an acknowledgement; the longer one names the stream's domain and account hash.
+            format!("$JS.ACK.{desired}.{consumer}.>"),
+            format!("$JS.ACK.{}.*.{desired}.{consumer}.>", subject::DOMAIN_HUB),
+        ],
+        subscribe_allow: vec![format!("ew.cmd.{node}.>"), inbox.clone()],
+    };
+    let mut work = Permissions {
+        publish_allow: vec!["app.>".to_owned()],
+        subscribe_allow: vec!["app.>".to_owned(), inbox],
+    };
+    for lane in Lane::ALL {
+        let (permissions, stream) = match lane {
+            Lane::Workload => (&mut work, subject::STREAM_FROM),
+            Lane::State | Lane::Events => (&mut control, subject::STREAM_UP),
+        };
+        let cursor = subject::cursor(node, lane);
+        permissions.publish_allow.extend(subject::raised(node, lane, lane.filter()));
+        // The form with the subject in the subject: the form with it in the body would open every node's messages.
+        permissions.publish_allow.push(api(&format!("DIRECT.GET.{stream}.{cursor}")));
+        permissions.publish_allow.push(cursor);
+    }
+    (control, work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_allowed_is_everything_denied() {
+        assert_eq!(Permissions::default().config()["publish"], json!({"deny": [">"]}));
+        assert_eq!(Permissions::full().config()["publish"], json!({"allow": [">"]}));
+    }
+
+    #[test]
+    fn no_node_is_the_hub() {
+        let nothing = (Permissions::default(), Permissions::default());
+        assert_eq!(node_permissions(&NodeName::new("hub").unwrap()), nothing);
+    }
+
+    #[test]
+    fn a_node_may_touch_its_own_and_nothing_else() {
+        let (control, work) = node_permissions(&NodeName::new("n1").unwrap());
+        let allows = |list: &[String], subject: &str| list.iter().any(|f| subject::matches(f, subject));
+        for (subject, publish, hear) in [
+            ("ew.in.n1.state.ew.rep.containers.pod.a", true, false),
+            ("ew.in.n1._cursor.events", true, false),
+            ("ew.in.n2.state.ew.rep.containers.pod.a", false, false),
+            ("ew.req.n1.desired.list", true, false),
+            ("ew.req.n2.desired.list", false, false),
+            ("ew.hb.n1", true, false),
+            ("ew.str.n1.abc", true, false),
+            ("ew.cmd.n1.containers.logs", false, true),
+            ("ew.cmd.n1._stream.abc", false, true),
+            ("ew.cmd.n2.containers.logs", false, false),
+            ("_INBOX.hub.api.x", true, false),
+            ("_INBOX.n1.x", false, true),
+            ("_INBOX.n2.x", false, false),
+            ("$JS.hub.API.CONSUMER.MSG.NEXT.KV_desired.node_n1", true, false),
+            ("$JS.hub.API.CONSUMER.MSG.NEXT.KV_desired.node_n2", false, false),
+            ("$JS.hub.API.CONSUMER.CREATE.KV_desired", false, false),
+            ("$JS.hub.API.DIRECT.GET.UP", false, false),
+            ("$JS.hub.API.DIRECT.GET.UP.ew.in.n1._cursor.state", true, false),
+            ("$JS.hub.API.DIRECT.GET.UP.ew.in.n2._cursor.state", false, false),
+            ("app.default.x", false, false),
+        ] {
+            assert_eq!(allows(&control.publish_allow, subject), publish, "publish {subject}");
+            assert_eq!(allows(&control.subscribe_allow, subject), hear, "hear {subject}");
+        }
+        for (subject, publish, hear) in [
+            ("app.default.x", true, true),
+            ("from.n1.default.x", true, false),
+            ("from.n2.default.x", false, false),
+            ("_cursor.n1.workload", true, false),
+            ("_cursor.n2.workload", false, false),
+            ("up.default.x", false, false),
+            ("local.default.x", false, false),
+            ("$JS.hub.API.DIRECT.GET.FROM._cursor.n1.workload", true, false),
+            ("ew.hb.n1", false, false),
+        ] {
+            assert_eq!(allows(&work.publish_allow, subject), publish, "publish {subject}");
+            assert_eq!(allows(&work.subscribe_allow, subject), hear, "hear {subject}");
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The hub's keys: one operator, one key for each account, kept as files that only their owner reads.
+//!
+//! The accounts' tokens are kept too and signed anew only when they change, so that an unchanged hub starts with an
+//! unchanged configuration (and its running server can be adopted).
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use nkeys::{KeyPair, KeyPairType};
+use schemas::Timestamp;
+use schemas::subject::{ACCOUNT_CONTROL, ACCOUNT_SYS, ACCOUNT_WORK};
+
+use super::files::{read_text, write_text};
+use super::{IdentityError, Permissions, jwt};
+use crate::module::Account;
+
+/// How many identities of one account may be revoked: the account's token carries them all.
+pub const REVOCATIONS_MAX: usize = 20_000;
+const OPERATOR: &str = "edgewire";
+const CLAIMS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The keys that make identities at the hub.
+#[derive(Debug)]
+pub struct HubKeys {
+    operator: KeyPair,
+    operator_token: String,
+    sys: AccountKey,
+    control: AccountKey,
+    work: AccountKey,
+}
+
+#[derive(Debug)]
+struct AccountKey {
+    name: &'static str,
+    key: KeyPair,
+    dir: PathBuf,
+    state: Mutex<AccountState>,
+}
+
+#[derive(Debug, Default)]
+struct AccountState {
+    token: String,
+    revocations: jwt::Revocations,
+}
+
+impl HubKeys {
+    /// Reads the keys in `dir`, making what is missing.
+    pub fn load_or_create(dir: &Path) -> Result<Self, IdentityError> {
+        let operator = key(dir, "operator", KeyPairType::Operator)?;
+        let sys = AccountKey::load(dir, ACCOUNT_SYS, &operator)?;
+        let control = AccountKey::load(dir, ACCOUNT_CONTROL, &operator)?;
+        let work = AccountKey::load(dir, ACCOUNT_WORK, &operator)?;
+        let file = dir.join("operator.jwt");
+        let operator_token = match read_text(&file)? {
+            Some(token) if is_of(&token, &operator, &operator.public_key()) => token,
+            _ => {
+                let token = jwt::operator(&operator, OPERATOR, &sys.key.public_key(), Timestamp::now())?;
+                write_text(&file, &token)?;
+                token
+            }
+        };
+        Ok(Self { operator, operator_token, sys, control, work })
+    }
+
+    /// The operator's token, for the server's configuration.
+    pub fn operator_token(&self) -> &str {
+        &self.operator_token
+    }
+
+    /// Public key of the account of the server itself.
+    pub fn system_account(&self) -> String {
+        self.sys.key.public_key()
+    }
+
+    /// Public key and token of every account, for the server's configuration.
+    pub fn accounts(&self) -> Vec<(String, String)> {
+        [&self.sys, &self.control, &self.work].map(|a| (a.key.public_key(), a.lock().token.clone())).to_vec()
+    }
+
+    /// Signs a user of `account` whose key pair is elsewhere: the enrolment of a node.
+    pub fn user(
+        &self,
+        account: Account,
+        public_key: &str,
+        name: &str,
+        permissions: &Permissions,
+        expires: Option<Timestamp>,
+    ) -> Result<String, IdentityError> {
+        check_user_key(public_key)?;
+        let signer = &self.account(account).key;
+        jwt::user(signer, public_key, name, permissions, expires, Timestamp::now())
+    }
+
+    /// Makes a user of `account` with a key of its own: the text of its credentials file.
+    pub fn creds(
+        &self,
+        account: Account,
+        name: &str,
+        permissions: &Permissions,
+    ) -> Result<String, IdentityError> {
+        self.account(account).creds(name, permissions)
+    }
+
+    /// Credentials in the server's own account, for supervising it. They open everything: keep them in memory.
+    pub fn sys_creds(&self, name: &str) -> Result<String, IdentityError> {
+        self.sys.creds(name, &Permissions::full())
+    }
+
+    /// Revokes every token made so far for this user's key: kept on disk; the server learns it by [`HubKeys::push`].
+    pub fn revoke(&self, account: Account, public_key: &str) -> Result<(), IdentityError> {
+        check_user_key(public_key)?;
+        self.account(account).revoke(&self.operator, public_key)
+    }
+
+    /// Gives the running server the account's present token. `sys` is a client in the server's own account. Connections
+    /// of revoked users end within milliseconds.
+    pub async fn push(&self, sys: &async_nats::Client, account: Account) -> Result<(), IdentityError> {
+        let token = self.account(account).lock().token.clone();
+        let claims = |reason: &dyn ToString| IdentityError::Claims(reason.to_string());
+        let request = sys.request("$SYS.REQ.CLAIMS.UPDATE", token.into());
+        let answer = tokio::time::timeout(CLAIMS_TIMEOUT, request)
+            .await
+            .map_err(|_| claims(&"no answer in time"))?
+            .map_err(|error| claims(&error))?;
+        let body: serde_json::Value =
+            serde_json::from_slice(&answer.payload).map_err(|error| claims(&error))?;
+        match body.pointer("/data/code").and_then(serde_json::Value::as_u64) {
+            Some(200) => Ok(()),
+            _ => Err(claims(&body)),
+        }
+    }
+
+    fn account(&self, account: Account) -> &AccountKey {
+        match account {
+            Account::Control => &self.control,
+            Account::Work => &self.work,
+        }
+    }
+}
+
+impl AccountKey {
+    fn load(dir: &Path, name: &'static str, operator: &KeyPair) -> Result<Self, IdentityError> {
+        let key = key(dir, name, KeyPairType::Account)?;
+        let mut state = AccountState::default();
+        let file = dir.join(format!("{name}.revoked.json"));
+        if let Some(text) = read_text(&file)? {
+            state.revocations = serde_json::from_str(&text)
+                .map_err(|error| IdentityError::key(file.display().to_string(), error))?;
+        }
+        let this = Self { name, key, dir: dir.to_owned(), state: Mutex::new(AccountState::default()) };
+        state.token = match read_text(&this.token_file())? {
+            Some(token) if is_of(&token, operator, &this.key.public_key()) && revokes(&token, &state) => {
+                token
+            }
+            _ => this.sign(operator, &state.revocations)?,
+        };
+        *this.lock() = state;
+        Ok(this)
+    }
+
+    fn token_file(&self) -> PathBuf {
+        self.dir.join(format!("{}.jwt", self.name))
+    }
+
+    fn sign(&self, operator: &KeyPair, revocations: &jwt::Revocations) -> Result<String, IdentityError> {
+        let jetstream = self.name != ACCOUNT_SYS;
+        let now = Timestamp::now();
+        let token = jwt::account(operator, &self.key.public_key(), self.name, jetstream, revocations, now)?;
+        write_text(&self.token_file(), &token)?;
+        Ok(token)
+    }
+
+    fn creds(&self, name: &str, permissions: &Permissions) -> Result<String, IdentityError> {
+        let user = KeyPair::new_user();
+        let token = jwt::user(&self.key, &user.public_key(), name, permissions, None, Timestamp::now())?;
+        Ok(jwt::creds(&token, &user.seed().map_err(|error| IdentityError::key(name, error))?))
+    }
+
+    fn revoke(&self, operator: &KeyPair, public_key: &str) -> Result<(), IdentityError> {
+        let mut state = self.lock();
+        let mut revocations = state.revocations.clone();
+        revocations.insert(public_key.to_owned(), Timestamp::now().0 / 1000);
+        if revocations.len() > REVOCATIONS_MAX {
+            return Err(IdentityError::Full);
+        }
+        // The list first: a token that is missing or older is signed again from it at the next start.
+        let text = serde_json::to_string(&revocations).unwrap_or_default();
+        write_text(&self.dir.join(format!("{}.revoked.json", self.name)), &text)?;
+        state.token = self.sign(operator, &revocations)?;
+        state.revocations = revocations;
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, AccountState> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn key(dir: &Path, name: &str, kind: KeyPairType) -> Result<KeyPair, IdentityError> {
+    let file = dir.join(format!("{name}.nk"));
+    let shown = || file.display().to_string();
+    if let Some(seed) = read_text(&file)? {
+        let key = KeyPair::from_seed(seed.trim()).map_err(|error| IdentityError::key(shown(), error))?;
+        let wanted = KeyPair::new(kind).public_key();
+        if key.public_key().chars().next() != wanted.chars().next() {
+            return Err(IdentityError::key(shown(), "it is a key of another kind"));
+        }
+        return Ok(key);
+    }
+    if dir.join(format!("{name}.jwt")).exists() {
+        // A new key would silently turn every identity made so far into a stranger.
+        return Err(IdentityError::key(shown(), "it is missing, though it was used before"));
+    }
+    let key = KeyPair::new(kind);
+    write_text(&file, &key.seed().map_err(|error| IdentityError::key(shown(), error))?)?;
+    Ok(key)
+}
+
+fn check_user_key(public_key: &str) -> Result<(), IdentityError> {
+    let shown: String = public_key.chars().take(60).collect();
+    if !public_key.starts_with('U') {
+        return Err(IdentityError::key(shown, "a user's public key starts with U"));
+    }
+    KeyPair::from_public_key(public_key).map(|_| ()).map_err(|error| IdentityError::key(shown, error))
+}
+
+/// Was `token` made by this operator for this key?
+fn is_of(token: &str, operator: &KeyPair, public_key: &str) -> bool {
+    jwt::claims(token).is_some_and(|c| {
+        c.get("iss").and_then(|v| v.as_str()) == Some(&operator.public_key())
+            && c.get("sub").and_then(|v| v.as_str()) == Some(public_key)
+    })
+}
+
+fn revokes(token: &str, state: &AccountState) -> bool {
+    let listed = jwt::claims(token).and_then(|c| c.pointer("/nats/revocations").cloned());
+    listed.and_then(|l| serde_json::from_value(l).ok()).unwrap_or_else(jwt::Revocations::default)
+        == state.revocations
+}

@@ -1,0 +1,406 @@
+//! An edge's side of the link to the hub, as its `sync` uses it: pulls bounded by bytes, atomic batches that end with
+//! the lane's cursor, and reads of the node's own streams from a sequence on.
+//!
+//! Facts that this rests on (nats-server 2.15): a batch is all or nothing, and its last message's expected subject
+//! sequence is checked with it; count-bounded pulls livelock a slow link, byte-bounded ones do not; a commit that is
+//! refused names its true cause only on the message's own reply. Names of headers and calls: NATS ADR-50 (batch),
+//! ADR-31 (direct get), ADR-13 (pull).
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use futures::StreamExt;
+use schemas::envelope::Headers;
+use schemas::name::NodeName;
+use schemas::subject;
+use serde_json::json;
+
+use crate::connection::{Bus, from_nats, to_nats};
+
+/// Messages in one batch: the server takes at most 1,000.
+pub const BATCH_MESSAGES_MAX: usize = 200;
+/// How long a commit may take before it is taken for lost.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// What the server says when the expected sequence does not fit: another committed first.
+const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
+
+/// `err_code`s that speak of the stream or the server, not of the message: worth trying again as it is. Full account or
+/// server (10002, 10023, 10028, 10047), store failed or full (10077), batch incomplete or too many (10176, 10210, 10211).
+const OVERLOAD: [u64; 8] = [10_002, 10_023, 10_028, 10_047, 10_077, 10_176, 10_210, 10_211];
+
+impl LinkError {
+    /// Would the same be taken later?
+    pub fn is_passing(&self) -> bool {
+        match self {
+            LinkError::Refused { code, .. } => OVERLOAD.contains(code),
+            LinkError::CursorMoved | LinkError::Lost(_) => true,
+        }
+    }
+}
+
+/// Why a step across the link failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The cursor is not where it was expected: read it again.
+    #[error("the cursor moved")]
+    CursorMoved,
+    /// The server refused it.
+    #[error("refused by the hub: {cause}")]
+    Refused {
+        /// NATS' `err_code`; 0 when it gave none.
+        code: u64,
+        /// Its words.
+        cause: String,
+    },
+    /// No answer in time, or no connection. Whether it was done is unknown.
+    #[error("no answer from the hub: {0}")]
+    Lost(String),
+}
+
+fn lost(error: impl std::fmt::Display) -> LinkError {
+    LinkError::Lost(error.to_string())
+}
+
+/// One entry pulled from the node's consumer on `desired`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pulled {
+    /// Key in the bucket `desired`.
+    pub key: String,
+    /// Revision: the stream's sequence.
+    pub revision: u64,
+    /// The value.
+    pub payload: Vec<u8>,
+    /// Where to acknowledge it.
+    pub ack: String,
+}
+
+/// Asks the node's consumer for at most `max_bytes` (at least one message), waiting `wait` for the first.
+/// An empty answer says that there was nothing. The time is that from the first to the last entry.
+pub async fn pull(
+    bus: &Bus,
+    node: &NodeName,
+    max_bytes: usize,
+    wait: Duration,
+) -> Result<(Vec<Pulled>, Duration), LinkError> {
+    let stream = subject::bucket_stream(subject::BUCKET_DESIRED);
+    let inbox = bus.client.new_inbox();
+    let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(lost)?;
+    let body = json!({
+        "batch": BATCH_MESSAGES_MAX,
+        "max_bytes": max_bytes,
+        "expires": u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX),
+    });
+    let to = format!(
+        "$JS.{}.API.CONSUMER.MSG.NEXT.{stream}.{}",
+        subject::DOMAIN_HUB,
+        subject::desired_consumer(node)
+    );
+    bus.client.publish_with_reply(to, inbox, body.to_string().into()).await.map_err(lost)?;
+    let mut pulled = Vec::new();
+    let asked = tokio::time::Instant::now();
+    let mut first: Option<tokio::time::Instant> = None;
+    // A lone entry's time is that of the round trip: an upper bound.
+    let took = |first: Option<tokio::time::Instant>, count: usize| match first {
+        Some(first) if count > 1 => first.elapsed(),
+        _ => asked.elapsed(),
+    };
+    let mut deadline = tokio::time::Instant::now() + wait + Duration::from_secs(5);
+    loop {
+        let Ok(next) = tokio::time::timeout_at(deadline, answers.next()).await else {
+            // The request or its end was lost: what came is good.
+            return if pulled.is_empty() {
+                Err(lost("pull timed out"))
+            } else {
+                let took = took(first, pulled.len());
+                Ok((pulled, took))
+            };
+        };
+        let Some(message) = next else { return Err(lost("the inbox ended")) };
+        match message.status {
+            Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT) => {
+                let took = took(first, pulled.len());
+                return Ok((pulled, took));
+            }
+            Some(StatusCode::IDLE_HEARTBEAT) => {}
+            // 409: the bytes are used up, or the consumer was deleted.
+            Some(status) if status.as_u16() == 409 => {
+                let cause = message.description.unwrap_or_default();
+                let full = cause.contains("MaxBytes") || cause.contains("Batch");
+                return if full || !pulled.is_empty() {
+                    let took = took(first, pulled.len());
+                    Ok((pulled, took))
+                } else {
+                    Err(LinkError::Refused { code: 409, cause })
+                };
+            }
+            Some(StatusCode::NO_RESPONDERS) => return Err(lost("the hub's JetStream does not answer")),
+            _ => {
+                let prefix = format!("$KV.{}.", subject::BUCKET_DESIRED);
+                let (Some(key), Some(ack)) = (message.subject.strip_prefix(&prefix), &message.reply)
+                else {
+                    continue;
+                };
+                // $JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>…
+                let tokens: Vec<&str> = ack.split('.').collect();
+                let at = if tokens.len() > 9 { 7 } else { 5 };
+                let pending_at = at + 3;
+                let number = |at: usize| tokens.get(at).and_then(|t| t.parse::<u64>().ok());
+                let Some(revision) = number(at) else { continue };
+                first = first.or(Some(tokio::time::Instant::now()));
+                pulled.push(Pulled {
+                    key: key.to_owned(),
+                    revision,
+                    payload: message.payload.to_vec(),
+                    ack: ack.to_string(),
+                });
+                // Nothing more is waiting: do not sit out the rest of the wait.
+                if number(pending_at) == Some(0) || pulled.len() >= BATCH_MESSAGES_MAX {
+                    let took = took(first, pulled.len());
+                    return Ok((pulled, took));
+                }
+                deadline = tokio::time::Instant::now() + wait + Duration::from_secs(5);
+            }
+        }
+    }
+}
+
+/// Acknowledges what was pulled. Not confirmed: what is lost comes again.
+pub async fn acknowledge(bus: &Bus, acks: &[String]) -> Result<(), LinkError> {
+    for ack in acks {
+        bus.client.publish(ack.clone(), Bytes::from_static(b"+ACK")).await.map_err(lost)?;
+    }
+    Ok(())
+}
+
+/// A stored message of one of the node's own streams.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its subject.
+    pub subject: String,
+    /// Its headers.
+    pub headers: Headers,
+    /// Its body.
+    pub payload: Bytes,
+}
+
+/// Reads from `stream` of the node's own server what matches `filter`, from `sequence` on: at most `max_bytes`, but at
+/// least one if there is any.
+pub async fn read(
+    bus: &Bus,
+    stream: &str,
+    filter: &str,
+    sequence: u64,
+    max_bytes: usize,
+) -> Result<Vec<Stored>, LinkError> {
+    let inbox = bus.client.new_inbox();
+    let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(lost)?;
+    let body = json!({
+        "seq": sequence.max(1), "next_by_subj": filter, "batch": BATCH_MESSAGES_MAX, "max_bytes": max_bytes,
+    });
+    let to = format!("$JS.{}.API.DIRECT.GET.{stream}", bus.domain);
+    bus.client.publish_with_reply(to, inbox, body.to_string().into()).await.map_err(lost)?;
+    let mut stored = Vec::new();
+    loop {
+        let next = tokio::time::timeout(crate::connection::REQUEST_TIMEOUT, answers.next()).await;
+        let Ok(Some(message)) = next else { return Err(lost(format!("reading {stream} timed out"))) };
+        match message.status.map(|status| status.as_u16()) {
+            Some(204 | 404) => return Ok(stored),
+            Some(503) => return Err(lost(format!("stream {stream} is not there"))),
+            Some(code) if code >= 400 => {
+                let cause = message.description.unwrap_or_default();
+                return Err(LinkError::Refused { code: u64::from(code), cause });
+            }
+            _ => {}
+        }
+        let mut headers = from_nats(message.headers.as_ref());
+        let sequence = headers.remove("Nats-Sequence").and_then(|text| text.parse().ok());
+        let subject = headers.remove("Nats-Subject");
+        let pending = headers.remove("Nats-Num-Pending");
+        let (Some(sequence), Some(subject)) = (sequence, subject) else { continue };
+        headers.retain(|name, _| !name.starts_with("Nats-"));
+        stored.push(Stored { sequence, subject, headers, payload: message.payload });
+        if pending.as_deref() == Some("0") {
+            return Ok(stored);
+        }
+    }
+}
+
+/// First and last sequence of one of the node's own streams, and when it was made (its generation).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamState {
+    /// Changes when the stream is another one.
+    pub generation: String,
+    /// First sequence that is there.
+    pub first_sequence: u64,
+    /// Last sequence that was given.
+    pub last_sequence: u64,
+    /// Messages in it.
+    pub messages: u64,
+}
+
+/// State of one of the node's own streams.
+pub async fn state(bus: &Bus, stream: &str) -> Result<StreamState, LinkError> {
+    let stream = bus.jetstream.get_stream(stream).await.map_err(lost)?;
+    let info = stream.cached_info();
+    Ok(StreamState {
+        generation: info.created.unix_timestamp_nanos().to_string(),
+        first_sequence: info.state.first_sequence,
+        last_sequence: info.state.last_sequence,
+        messages: info.state.messages,
+    })
+}
+
+/// Drops from one of the node's own streams what matches `filter`, up to and with `sequence`.
+pub async fn trim(bus: &Bus, stream: &str, filter: &str, sequence: u64) -> Result<(), LinkError> {
+    let stream = bus.jetstream.get_stream_no_info(stream).await.map_err(lost)?;
+    stream.purge().filter(filter).sequence(sequence + 1).await.map_err(lost)?;
+    Ok(())
+}
+
+/// The cursor of a lane at the hub: its revision there (0: there is none) and its value.
+pub async fn cursor(
+    bus: &Bus,
+    stream: &str,
+    cursor_subject: &str,
+) -> Result<Option<(u64, Vec<u8>)>, LinkError> {
+    let to = format!("$JS.{}.API.DIRECT.GET.{stream}.{cursor_subject}", subject::DOMAIN_HUB);
+    let answer = bus.client.request(to, Bytes::new()).await.map_err(lost)?;
+    match answer.status.map(|status| status.as_u16()) {
+        Some(404) => Ok(None),
+        Some(code) if code >= 400 => Err(lost(answer.description.unwrap_or_default())),
+        _ => {
+            let headers = from_nats(answer.headers.as_ref());
+            let revision = headers.get("Nats-Sequence").and_then(|text| text.parse().ok());
+            let revision = revision.ok_or_else(|| lost("a cursor without its sequence"))?;
+            Ok(Some((revision, answer.payload.to_vec())))
+        }
+    }
+}
+
+/// A message to raise to the hub.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Raise {
+    /// Its subject at the hub.
+    pub subject: String,
+    /// Its headers.
+    pub headers: Headers,
+    /// Its body.
+    pub payload: Bytes,
+}
+
+/// Commits messages and the cursor in one atomic batch: all or nothing, and only if the cursor is still at
+/// `expect_revision` (0: there is none yet). Gives the cursor's new revision.
+pub async fn commit(
+    bus: &Bus,
+    messages: &[Raise],
+    cursor_subject: &str,
+    cursor: &[u8],
+    expect_revision: u64,
+) -> Result<u64, LinkError> {
+    let id = bus.client.new_inbox();
+    let id = id.rsplit('.').next().unwrap_or(&id); // random and short: the server takes 64 bytes
+    let mut errors = None;
+    for (position, message) in (1u64..).zip(messages) {
+        let mut headers = to_nats(&message.headers);
+        headers.insert("Nats-Batch-Id", id);
+        headers.insert("Nats-Batch-Sequence", position.to_string().as_str());
+        let (to, body) = (message.subject.clone(), message.payload.clone());
+        if position == 1 {
+            // A reply on the first message: the server answers it empty, or with the true error.
+            let inbox = bus.client.new_inbox();
+            errors = Some(bus.client.subscribe(inbox.clone()).await.map_err(lost)?);
+            bus.client.publish_with_reply_and_headers(to, inbox, headers, body).await.map_err(lost)?;
+        } else {
+            bus.client.publish_with_headers(to, headers, body).await.map_err(lost)?;
+        }
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Batch-Id", id);
+    headers.insert("Nats-Batch-Sequence", (messages.len() + 1).to_string().as_str());
+    headers.insert("Nats-Batch-Commit", "1");
+    headers.insert("Nats-Expected-Last-Subject-Sequence", expect_revision.to_string().as_str());
+    let inbox = bus.client.new_inbox();
+    let mut acks = bus.client.subscribe(inbox.clone()).await.map_err(lost)?;
+    bus.client
+        .publish_with_reply_and_headers(cursor_subject.to_owned(), inbox, headers, cursor.to_vec().into())
+        .await
+        .map_err(lost)?;
+    let answer = match tokio::time::timeout(COMMIT_TIMEOUT, acks.next()).await {
+        Ok(Some(answer)) => answer,
+        _ => return Err(lost("the commit was not answered")),
+    };
+    if answer.status == Some(StatusCode::NO_RESPONDERS) {
+        return Err(lost("nobody at the hub takes the batch"));
+    }
+    match outcome(&answer.payload) {
+        Err(refused @ LinkError::Refused { .. }) => {
+            let first = match errors.as_mut() {
+                Some(errors) => tokio::time::timeout(Duration::from_millis(500), errors.next()).await,
+                None => Ok(None),
+            };
+            match first {
+                Ok(Some(first)) if !first.payload.is_empty() => {
+                    Err(outcome(&first.payload).err().unwrap_or(refused))
+                }
+                _ => Err(refused),
+            }
+        }
+        other => other,
+    }
+}
+
+fn outcome(payload: &[u8]) -> Result<u64, LinkError> {
+    let answer: serde_json::Value = serde_json::from_slice(payload).map_err(lost)?;
+    if let Some(error) = answer.get("error") {
+        let code = error.get("err_code").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        return Err(if WRONG_LAST_SEQUENCE.contains(&code) {
+            LinkError::CursorMoved
+        } else {
+            LinkError::Refused { code, cause: error.to_string() }
+        });
+    }
+    answer
+        .get("seq")
+        .and_then(serde_json::Value::as_u64)
+        .ok_or_else(|| lost("an acknowledgement without a sequence"))
+}
+
+/// Wakes whenever something new may stand in a stream of the node's own server: follows its subjects live.
+pub async fn arrivals(bus: &Bus, filter: &str) -> Result<async_nats::Subscriber, LinkError> {
+    bus.client.subscribe(filter.to_owned()).await.map_err(lost)
+}
+
+/// The hub's side: makes the consumer through which a node pulls.
+pub async fn ensure_consumer(bus: &Bus, node: &NodeName) -> Result<(), LinkError> {
+    use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+    let stream = bus
+        .jetstream
+        .get_stream_no_info(subject::bucket_stream(subject::BUCKET_DESIRED))
+        .await
+        .map_err(lost)?;
+    stream
+        .create_consumer(pull::Config {
+            durable_name: Some(subject::desired_consumer(node)),
+            description: Some("a node's pull of what it must have".to_owned()),
+            filter_subject: subject::kv(subject::BUCKET_DESIRED, &subject::desired_filter(node)),
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: Duration::from_secs(30),
+            max_ack_pending: 1_000,
+            num_replicas: 1,
+            ..pull::Config::default()
+        })
+        .await
+        .map_err(lost)?;
+    Ok(())
+}
+
+/// The hub's side: up to which sequence a durable consumer of `stream` has acknowledged everything.
+pub async fn ack_floor(bus: &Bus, stream: &str, durable: &str) -> Result<u64, LinkError> {
+    let stream = bus.jetstream.get_stream_no_info(stream).await.map_err(lost)?;
+    let info = stream.consumer_info(durable).await.map_err(lost)?;
+    Ok(info.ack_floor.stream_sequence)
+}

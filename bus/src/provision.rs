@@ -1,0 +1,230 @@
+//! The streams and buckets, in one table, with their bounds and what happens at the bound. Making them is idempotent.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use schemas::subject;
+
+use crate::connection::Bus;
+use crate::module::Account;
+
+const MIB: i64 = 1024 * 1024;
+
+/// Where a stream lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// At the hub.
+    Hub,
+    /// On each node.
+    Edge,
+}
+
+/// What happens when a stream is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// The publisher is refused and knows it: nothing is evicted unseen.
+    Refuse,
+    /// The oldest goes.
+    DropOldest,
+}
+
+/// One stream, or the stream behind a bucket.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Where.
+    pub place: Place,
+    /// In which account.
+    pub account: Account,
+    /// Its name; for a bucket the bucket's.
+    pub name: &'static str,
+    /// Is it a KV bucket?
+    pub bucket: bool,
+    /// The subjects that it captures; a bucket's follow from its name.
+    pub subjects: &'static [&'static str],
+    /// Bound in bytes.
+    pub size_mib_max: i64,
+    /// At the bound.
+    pub full: Full,
+    /// Atomic batches.
+    pub atomic: bool,
+    /// What it is for.
+    pub purpose: &'static str,
+}
+
+const fn bucket(place: Place, name: &'static str, size_mib_max: i64, purpose: &'static str) -> Row {
+    Row {
+        place,
+        account: Account::Control,
+        name,
+        bucket: true,
+        subjects: &[],
+        size_mib_max,
+        full: Full::Refuse,
+        atomic: false,
+        purpose,
+    }
+}
+
+const fn stream(
+    place: Place,
+    account: Account,
+    name: &'static str,
+    subjects: &'static [&'static str],
+    size_mib_max: i64,
+    full: Full,
+    purpose: &'static str,
+) -> Row {
+    let atomic = matches!(place, Place::Hub) && matches!(full, Full::Refuse);
+    Row { place, account, name, bucket: false, subjects, size_mib_max, full, atomic, purpose }
+}
+
+/// All streams and buckets of Edgewire.
+pub const TABLE: &[Row] = &[
+    bucket(Place::Hub, subject::BUCKET_OBJECTS, 1024, "the API's objects"),
+    bucket(Place::Hub, subject::BUCKET_DESIRED, 1024, "what each node must have"),
+    bucket(Place::Hub, subject::BUCKET_IDENTITY, 64, "join tokens and enrolled nodes"),
+    stream(
+        Place::Hub,
+        Account::Control,
+        subject::STREAM_UP,
+        &["ew.in.>"],
+        1024,
+        Full::Refuse,
+        "reports and events of all nodes, trimmed when the hub's modules took them",
+    ),
+    stream(
+        Place::Hub,
+        Account::Control,
+        subject::STREAM_DEAD,
+        &["ew.dead.>"],
+        64,
+        Full::DropOldest,
+        "what could not be decoded or applied, with its reason",
+    ),
+    stream(
+        Place::Hub,
+        Account::Work,
+        subject::STREAM_FROM,
+        &["from.>", "_cursor.>"],
+        1024,
+        Full::Refuse,
+        "workload messages of all nodes",
+    ),
+    bucket(Place::Edge, subject::BUCKET_LOCAL, 256, "the node's own copy of what it must have"),
+    stream(
+        Place::Edge,
+        Account::Control,
+        subject::STREAM_OUTBOX,
+        &["ew.rep.>", "ew.evt.>"],
+        64,
+        Full::Refuse,
+        "reports and events waiting to go up, trimmed when the hub has them",
+    ),
+    stream(
+        Place::Edge,
+        Account::Control,
+        subject::STREAM_DEAD,
+        &["ew.dead.>"],
+        16,
+        Full::DropOldest,
+        "what could not be decoded or applied, with its reason",
+    ),
+    stream(
+        Place::Edge,
+        Account::Work,
+        subject::STREAM_UPLINK,
+        &["up.>"],
+        256,
+        Full::Refuse,
+        "workload messages waiting to go up, trimmed when the hub has them",
+    ),
+];
+
+/// Why a stream could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("stream {stream} cannot be made: {cause}")]
+pub struct ProvisionError {
+    stream: String,
+    cause: String,
+}
+
+impl Row {
+    /// Name of the stream.
+    pub fn stream(&self) -> String {
+        if self.bucket { subject::bucket_stream(self.name) } else { self.name.to_owned() }
+    }
+
+    fn config(&self) -> Config {
+        let subjects = if self.bucket {
+            vec![subject::kv(self.name, ">")]
+        } else {
+            self.subjects.iter().map(|s| (*s).to_owned()).collect()
+        };
+        Config {
+            name: self.stream(),
+            description: Some(self.purpose.to_owned()),
+            subjects,
+            retention: RetentionPolicy::Limits,
+            storage: StorageType::File,
+            num_replicas: 1,
+            max_bytes: self.size_mib_max * MIB,
+            max_messages_per_subject: if self.bucket { 1 } else { -1 },
+            max_message_size: i32::try_from(schemas::MESSAGE_MAX_BYTES).unwrap_or(i32::MAX),
+            discard: match self.full {
+                Full::Refuse => DiscardPolicy::New,
+                Full::DropOldest => DiscardPolicy::Old,
+            },
+            duplicate_window: Duration::from_secs(120),
+            allow_rollup: true,
+            deny_delete: self.bucket,
+            allow_direct: true,
+            allow_atomic_publish: self.atomic,
+            allow_message_ttl: self.bucket,
+            ..Config::default()
+        }
+    }
+}
+
+/// Makes every stream of `place` that lives in the account of `bus`, or brings it to its present bounds.
+pub async fn provision(bus: &Bus, place: Place) -> Result<(), ProvisionError> {
+    for row in TABLE.iter().filter(|row| row.place == place && row.account == bus.account) {
+        bus.jetstream.create_or_update_stream(row.config()).await.map_err(|error| ProvisionError {
+            stream: row.stream(),
+            cause: error.to_string(),
+        })?;
+    }
+    Ok(())
+}
+
+/// What provisioning itself may do, besides nothing else.
+pub fn permissions(domain: &str) -> crate::identity::Permissions {
+    let publish_allow = ["API.INFO", "API.STREAM.INFO.*", "API.STREAM.CREATE.*", "API.STREAM.UPDATE.*"]
+        .iter()
+        .flat_map(|verb| [format!("$JS.{domain}.{verb}"), format!("$JS.{verb}")])
+        .collect();
+    crate::identity::Permissions { publish_allow, subscribe_allow: vec!["_INBOX.>".to_owned()] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_subject_is_captured_at_both_ends() {
+        let of = |place| TABLE.iter().filter(move |row| row.place == place && row.name != subject::STREAM_DEAD);
+        for hub in of(Place::Hub).flat_map(|row| row.config().subjects) {
+            for edge in of(Place::Edge).flat_map(|row| row.config().subjects) {
+                let sample = edge.replace('>', "x");
+                assert!(!subject::matches(&hub, &sample), "{hub} {edge}");
+                assert!(!subject::matches(&edge, &hub.replace('>', "x")), "{hub} {edge}");
+            }
+        }
+    }
+
+    #[test]
+    fn everything_is_bounded() {
+        for row in TABLE {
+            assert!(row.config().max_bytes > 0 && row.config().max_message_size > 0, "{}", row.name);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! A node's server: its own users in accounts CONTROL and WORK, and two remotes to the hub, one for each account.
+//!
+//! A node that has not joined yet has no remotes and works all the same. Users change by a reload that drops nobody (a
+//! removed user's own connections aside); remotes change by a restart of the server.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemas::name::NodeName;
+use schemas::subject::{ACCOUNT_CONTROL, ACCOUNT_SYS, ACCOUNT_WORK, domain_edge};
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, watch};
+
+use super::binary::Binary;
+use super::child::Files;
+use super::hub::{common, digest, reachable};
+use super::process::{Login, Plan, Probe, Supervisor};
+use super::users::{User, Users};
+use super::{ServerError, ServerStatus};
+use crate::module::Account;
+
+/// The supervisor's own user, in the server's own account.
+pub(super) const SYS_USER: &str = "_supervisor";
+/// The Go runtime of a leaf collects rather than grows from here on.
+const GOMEMLIMIT: &str = "20MiB";
+const HUB_URLS_MAX: usize = 16;
+
+/// How a node's server is to run.
+#[derive(Debug, Clone)]
+pub struct LeafConfig {
+    /// The node.
+    pub node: NodeName,
+    /// Its directory: configuration, users, log, store. For itself alone.
+    pub data_dir: PathBuf,
+    /// Where modules and pods connect: loopback or the pod bridge's gateway.
+    pub listen: SocketAddr,
+    /// The `nats-server` to run; searched for when `None`, see [`Binary::find`].
+    pub binary: Option<PathBuf>,
+    /// Bound of all streams on disk.
+    pub store_max_bytes: u64,
+    /// The way to the hub; `None` before the node has joined.
+    pub hub: Option<HubLink>,
+}
+
+/// A node's way to its hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubLink {
+    /// `tls://host:port` (or `wss://`), of each hub; tried in random order.
+    pub urls: Vec<String>,
+    /// The hub's authority (PEM).
+    pub ca_file: PathBuf,
+    /// Credentials file of the node in CONTROL. Replaced at the same path, it is used at the next connection.
+    pub control_creds: PathBuf,
+    /// Credentials file of the node in WORK.
+    pub work_creds: PathBuf,
+}
+
+/// A node's server, supervised.
+#[derive(Debug)]
+pub struct LeafServer {
+    supervisor: Supervisor,
+    url: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    config: LeafConfig,
+    binary: Binary,
+    users: Users,
+}
+
+impl LeafServer {
+    /// Starts it, or adopts it when it runs already, with the users that stand on disk. See [`LeafServer::ready`].
+    pub async fn start(config: LeafConfig) -> Result<Self, ServerError> {
+        let binary = Binary::find(config.binary.as_deref()).await?;
+        let users = Users::load(&config.data_dir)?;
+        let url = format!("nats://{}", reachable(config.listen));
+        let state = State { config, binary, users };
+        let supervisor = Supervisor::start(state.plan()?).await?;
+        Ok(Self { supervisor, url, state: Mutex::new(state) })
+    }
+
+    /// Waits until it takes connections.
+    pub async fn ready(&self, timeout: Duration) -> Result<(), ServerError> {
+        self.supervisor.ready(timeout).await
+    }
+
+    /// Where it stands.
+    pub fn status(&self) -> watch::Receiver<ServerStatus> {
+        self.supervisor.status()
+    }
+
+    /// Where programs on this node connect.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Adds or replaces users: on disk and in force when this returns. Calls that come together are one reload.
+    pub async fn put_users(&self, users: Vec<User>) -> Result<(), ServerError> {
+        self.change(|all| users.into_iter().try_for_each(|user| all.put(user))).await
+    }
+
+    /// Removes users; their connections end. Names that do not exist are gone already.
+    pub async fn remove_users(&self, names: &[String]) -> Result<(), ServerError> {
+        self.change(|all| {
+            names.iter().for_each(|name| all.remove(name));
+            Ok(())
+        })
+        .await
+    }
+
+    /// One user, if it exists: after a restart a pod keeps the credential it was given.
+    pub async fn user(&self, name: &str) -> Option<User> {
+        self.state.lock().await.users.get(name)
+    }
+
+    /// All users.
+    pub async fn users(&self) -> Vec<User> {
+        self.state.lock().await.users.all()
+    }
+
+    /// Sets the way to the hub (after joining, or to another hub): the server is started anew when it differs.
+    pub async fn set_hub(&self, hub: Option<HubLink>) -> Result<(), ServerError> {
+        let mut state = self.state.lock().await;
+        if state.config.hub == hub {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut state.config.hub, hub);
+        match state.plan() {
+            Ok(plan) => self.supervisor.replace(plan).await,
+            Err(error) => {
+                state.config.hub = before;
+                Err(error)
+            }
+        }
+    }
+
+    /// A client in the server's own account.
+    pub async fn sys_client(&self) -> Result<async_nats::Client, ServerError> {
+        let (probe, log) = {
+            let state = self.state.lock().await;
+            (state.probe(), state.files().log())
+        };
+        probe.connect().await.map_err(|reason| ServerError::NotReady { reason, log })
+    }
+
+    /// Stops it and the supervising.
+    pub async fn stop(&self) -> Result<(), ServerError> {
+        self.supervisor.stop(false).await
+    }
+
+    /// Ends the supervising and leaves it running, for the next life to adopt.
+    pub async fn leave_running(&self) -> Result<(), ServerError> {
+        self.supervisor.stop(true).await
+    }
+
+    async fn change(
+        &self,
+        change: impl FnOnce(&mut Users) -> Result<(), ServerError>,
+    ) -> Result<(), ServerError> {
+        let in_force = {
+            let mut state = self.state.lock().await;
+            let mut users = state.users.clone();
+            change(&mut users)?;
+            users.save(&state.config.data_dir)?;
+            state.users = users;
+            // Queued under the lock, so that the last configuration in the queue has everybody's change; waited for
+            // outside it, so that changes gather while a reload runs.
+            self.supervisor.enqueue_reload(state.server_config()).await?
+        };
+        in_force.await.unwrap_or(Err(ServerError::Stopped))
+    }
+}
+
+impl State {
+    fn files(&self) -> Files {
+        Files { dir: self.config.data_dir.clone() }
+    }
+
+    fn probe(&self) -> Probe {
+        let login = Login::Password(SYS_USER.to_owned(), self.users.sys_password.clone());
+        Probe { url: format!("nats://{}", reachable(self.config.listen)), ca_file: None, login }
+    }
+
+    fn plan(&self) -> Result<Plan, ServerError> {
+        if let Some(hub) = &self.config.hub {
+            hub.check()?;
+        }
+        let config = self.server_config();
+        let mut fixed = config.clone();
+        if let Value::Object(fields) = &mut fixed {
+            fields.remove("accounts");
+        }
+        Ok(Plan {
+            name: format!("leaf of {}", self.config.node),
+            digest: digest(&[&self.binary.version, GOMEMLIMIT, &fixed.to_string()]),
+            binary: self.binary.clone(),
+            files: self.files(),
+            config,
+            env: vec![("GOMEMLIMIT", GOMEMLIMIT.to_owned())],
+            listen: vec![self.config.listen],
+            probe: self.probe(),
+        })
+    }
+
+    fn server_config(&self) -> Value {
+        let config = &self.config;
+        let mut text = common(&self.files(), &domain_edge(&config.node), config.store_max_bytes);
+        let account = |account: Account| json!({"jetstream": true, "users": self.users.config(account)});
+        if let Value::Object(fields) = &mut text {
+            fields.extend([
+                ("server_name".to_owned(), json!(config.node)),
+                ("listen".to_owned(), json!(config.listen.to_string())),
+                (
+                    "accounts".to_owned(),
+                    json!({
+                        ACCOUNT_SYS: {"users": [{"user": SYS_USER, "password": self.users.sys_password}]},
+                        ACCOUNT_CONTROL: account(Account::Control),
+                        ACCOUNT_WORK: account(Account::Work),
+                    }),
+                ),
+                ("system_account".to_owned(), json!(ACCOUNT_SYS)),
+            ]);
+            if let Some(hub) = &config.hub {
+                fields.insert("leafnodes".to_owned(), hub.config());
+            }
+        }
+        text
+    }
+}
+
+impl HubLink {
+    fn config(&self) -> Value {
+        let remote = |account: &str, creds: &PathBuf, isolated: bool| {
+            json!({
+                "urls": self.urls,
+                "account": account,
+                "credentials": creds,
+                // CONTROL hears only what it asks for: without this every node learns of every other's subscriptions. WORK
+                // needs them: `app.>` goes from node to node.
+                "request_isolation": isolated,
+                "first_info_timeout": "10s",
+                "tls": {"ca_file": self.ca_file, "timeout": 10},
+            })
+        };
+        json!({
+            "reconnect": "500ms",
+            "remotes": [
+                remote(ACCOUNT_CONTROL, &self.control_creds, true),
+                remote(ACCOUNT_WORK, &self.work_creds, false),
+            ],
+        })
+    }
+
+    fn check(&self) -> Result<(), ServerError> {
+        if self.urls.is_empty() || self.urls.len() > HUB_URLS_MAX {
+            return Err(ServerError::Config(format!("a link has 1 to {HUB_URLS_MAX} hub urls")));
+        }
+        if let Some(url) =
+            self.urls.iter().find(|url| !url.starts_with("tls://") && !url.starts_with("wss://"))
+        {
+            return Err(ServerError::Config(format!(
+                "hub url {url:?} starts neither with tls:// nor wss://"
+            )));
+        }
+        let missing =
+            [&self.ca_file, &self.control_creds, &self.work_creds].into_iter().find(|f| !f.is_file());
+        match missing {
+            Some(file) => Err(ServerError::Config(format!("{} is missing; join the hub", file.display()))),
+            None => Ok(()),
+        }
+    }
+}

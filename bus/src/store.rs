@@ -1,0 +1,440 @@
+//! The buckets: get, list, watch from a revision, compare-and-set, tombstones that keep the last value.
+//!
+//! [`Store`] works on raw entries, for the runner and for what is not an object; [`ObjectStore`] is the API's view:
+//! Kubernetes objects by key, where the revision is `resourceVersion`. The stream's last sequence is the revision of a
+//! list. Nothing here decides anything.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::context::PublishErrorKind;
+use bytes::Bytes;
+use futures::StreamExt;
+use schemas::object::Object;
+use schemas::subject::{self, ObjectKey, Resource};
+
+use crate::connection::Bus;
+use crate::module::{Entry, EntryValue, Expect, WriteError};
+
+/// Tombstones of objects go after so long: a watcher that was away for longer starts over.
+pub const TOMBSTONE_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Why a read or write failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// It is there already.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// Somebody else wrote first.
+    #[error("{0} was changed by another writer")]
+    Conflict(String),
+    /// The revision to watch from is gone (compacted, or the bucket is another one).
+    #[error("bucket {bucket} has no history from revision {from}")]
+    Compacted {
+        /// The bucket.
+        bucket: String,
+        /// The revision asked for.
+        from: u64,
+    },
+    /// The server did not do it.
+    #[error("bucket {bucket}: {cause}")]
+    Server {
+        /// The bucket.
+        bucket: String,
+        /// The server's or client's words.
+        cause: String,
+    },
+}
+
+/// One bucket.
+#[derive(Clone)]
+pub struct Store {
+    bus: Bus,
+    bucket: String,
+}
+
+/// Where a watch begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// With all that is there, then what comes.
+    All,
+    /// With what was written after this revision.
+    After(u64),
+}
+
+/// What a watch tells.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Seen {
+    /// An entry.
+    Entry(Entry),
+    /// All that was there at the start has been told.
+    Current,
+}
+
+impl Store {
+    /// The bucket of that name on the server of `bus`.
+    pub fn new(bus: &Bus, bucket: &str) -> Self {
+        Self { bus: bus.clone(), bucket: bucket.to_owned() }
+    }
+
+    fn fail(&self, cause: impl std::fmt::Display) -> StoreError {
+        StoreError::Server { bucket: self.bucket.clone(), cause: cause.to_string() }
+    }
+
+    /// Sends a write; the second await is its outcome. Sending in order keeps the order of writes.
+    pub(crate) async fn send(
+        &self,
+        key: &str,
+        value: Bytes,
+        expect: Expect,
+        removed: bool,
+    ) -> Result<impl Future<Output = Result<u64, WriteError>> + Send + use<>, WriteError> {
+        let mut headers = HeaderMap::new();
+        match expect {
+            Expect::Any => {}
+            Expect::Absent => headers.insert("Nats-Expected-Last-Subject-Sequence", "0"),
+            Expect::Revision(revision) => {
+                headers.insert("Nats-Expected-Last-Subject-Sequence", revision.to_string().as_str());
+            }
+        }
+        if removed {
+            headers.insert("KV-Operation", "DEL");
+            headers.insert("Nats-TTL", format!("{}s", TOMBSTONE_TTL.as_secs()).as_str());
+        }
+        let ack = self
+            .bus
+            .jetstream
+            .publish_with_headers(subject::kv(&self.bucket, key), headers, value)
+            .await
+            .map_err(|error| WriteError::Failed(error.to_string()))?;
+        Ok(async move {
+            match ack.await {
+                Ok(ack) => Ok(ack.sequence),
+                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Err(WriteError::Conflict),
+                Err(error) => Err(WriteError::Failed(error.to_string())),
+            }
+        })
+    }
+
+    /// Writes an entry.
+    pub async fn put(&self, key: &str, value: Vec<u8>, expect: Expect) -> Result<u64, WriteError> {
+        self.write(key, Bytes::from(value), expect, false).await
+    }
+
+    /// Removes an entry, leaving a tombstone with `last`.
+    pub async fn remove(&self, key: &str, last: Vec<u8>, expect: Expect) -> Result<u64, WriteError> {
+        self.write(key, Bytes::from(last), expect, true).await
+    }
+
+    async fn write(&self, key: &str, value: Bytes, expect: Expect, removed: bool) -> Result<u64, WriteError> {
+        let outcome = self.send(key, value.clone(), expect, removed).await?.await;
+        if expect != Expect::Absent || outcome != Err(WriteError::Conflict) {
+            return outcome;
+        }
+        // Absent means no entry or a tombstone; the server only knows the first: name the tombstone's revision.
+        match self.get(key).await {
+            Ok(Some(Entry { revision, value: EntryValue::Removed(_), .. })) => {
+                self.send(key, value, Expect::Revision(revision), removed).await?.await
+            }
+            Ok(_) => Err(WriteError::Conflict),
+            Err(error) => Err(WriteError::Failed(error.to_string())),
+        }
+    }
+
+    /// One entry, tombstones too.
+    pub async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let stream = self.stream().await?;
+        match stream.direct_get_last_for_subject(subject::kv(&self.bucket, key)).await {
+            Ok(message) => {
+                Ok(Some(self.entry(key.to_owned(), message.sequence, &message.headers, &message.payload)))
+            }
+            Err(error)
+                if error.kind() == async_nats::jetstream::stream::DirectGetErrorKind::NotFound =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    async fn stream(
+        &self,
+    ) -> Result<async_nats::jetstream::stream::Stream<()>, StoreError> {
+        self.bus
+            .jetstream
+            .get_stream_no_info(subject::bucket_stream(&self.bucket))
+            .await
+            .map_err(|error| self.fail(error))
+    }
+
+    fn entry(&self, key: String, revision: u64, headers: &HeaderMap, payload: &Bytes) -> Entry {
+        let operation = headers.get("KV-Operation").map(|value| value.as_str());
+        let marker = headers.get("Nats-Marker-Reason").is_some();
+        let value = match operation {
+            Some("DEL" | "PURGE") => EntryValue::Removed(payload.to_vec()),
+            _ if marker => EntryValue::Removed(Vec::new()),
+            _ => EntryValue::Put(payload.to_vec()),
+        };
+        Entry { bucket: self.bucket.clone(), key, revision, value }
+    }
+
+    /// The last revision of the bucket, whatever its key.
+    pub async fn last_revision(&self) -> Result<u64, StoreError> {
+        let mut stream = self
+            .bus
+            .jetstream
+            .get_stream(subject::bucket_stream(&self.bucket))
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(stream.info().await.map_err(|error| self.fail(error))?.state.last_sequence)
+    }
+
+    /// All entries (no tombstones) whose keys match, and the revision as of which that is so.
+    pub async fn list(&self, filter: &str) -> Result<(Vec<Entry>, u64), StoreError> {
+        let revision = self.last_revision().await?;
+        let (tell, mut seen) = tokio::sync::mpsc::channel(256);
+        let mut all = Vec::new();
+        let watching = self.watch(filter, From::All, tell);
+        tokio::pin!(watching);
+        let mut highest = revision;
+        loop {
+            tokio::select! {
+                ended = &mut watching => return Err(ended.err().unwrap_or_else(|| self.fail("watch ended"))),
+                next = seen.recv() => match next {
+                    Some(Seen::Entry(entry)) => {
+                        highest = highest.max(entry.revision);
+                        if matches!(entry.value, EntryValue::Put(_)) {
+                            all.push(entry);
+                        }
+                    }
+                    Some(Seen::Current) | None => return Ok((all, highest)),
+                },
+            }
+        }
+    }
+
+    /// Tells the entries whose keys match, from `from` on, in revision order, and goes on for ever: a lost connection is
+    /// taken up where it ended. Returns an error when that is not possible; the caller starts over.
+    pub async fn watch(
+        &self,
+        filter: &str,
+        from: From,
+        tell: tokio::sync::mpsc::Sender<Seen>,
+    ) -> Result<(), StoreError> {
+        let mut after = match from {
+            From::All => None,
+            From::After(revision) => Some(revision),
+        };
+        let mut current = false;
+        loop {
+            let stream = self
+                .bus
+                .jetstream
+                .get_stream(subject::bucket_stream(&self.bucket))
+                .await
+                .map_err(|error| self.fail(error))?;
+            let state = &stream.cached_info().state;
+            if let Some(revision) = after.filter(|revision| *revision > state.last_sequence) {
+                return Err(StoreError::Compacted { bucket: self.bucket.clone(), from: revision });
+            }
+            let consumer = stream
+                .create_consumer(pull::OrderedConfig {
+                    filter_subject: subject::kv(&self.bucket, filter),
+                    deliver_policy: match after {
+                        None => DeliverPolicy::LastPerSubject,
+                        Some(revision) => DeliverPolicy::ByStartSequence { start_sequence: revision + 1 },
+                    },
+                    ..pull::OrderedConfig::default()
+                })
+                .await
+                .map_err(|error| self.fail(error))?;
+            if !current && consumer.cached_info().num_pending == 0 {
+                current = true;
+                if tell.send(Seen::Current).await.is_err() {
+                    return Ok(());
+                }
+            }
+            let mut messages = consumer.messages().await.map_err(|error| self.fail(error))?;
+            loop {
+                let next = tokio::select! {
+                    next = messages.next() => next,
+                    () = tell.closed() => return Ok(()),
+                };
+                let message = match next {
+                    Some(Ok(message)) => message,
+                    Some(Err(error)) => {
+                        tracing::debug!(bucket = self.bucket, %error, "watch is taken up again");
+                        break;
+                    }
+                    None => break,
+                };
+                let Ok(info) = message.info() else { continue };
+                let (revision, pending) = (info.stream_sequence, info.pending);
+                let prefix = format!("$KV.{}.", self.bucket);
+                let Some(key) = message.subject.strip_prefix(&prefix) else { continue };
+                let headers = message.headers.clone().unwrap_or_default();
+                let entry = self.entry(key.to_owned(), revision, &headers, &message.payload);
+                after = Some(revision);
+                if tell.send(Seen::Entry(entry)).await.is_err() {
+                    return Ok(());
+                }
+                if !current && pending == 0 {
+                    current = true;
+                    if tell.send(Seen::Current).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            // The consumer ended (server restart, lost heartbeats). A pause keeps a failing server from being hammered.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Kubernetes objects by key.
+#[derive(Clone)]
+pub struct ObjectStore {
+    store: Store,
+}
+
+/// What happened to an object.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObjectEvent {
+    /// Its key.
+    pub key: ObjectKey,
+    /// The revision of the change.
+    pub revision: u64,
+    /// Was it removed? Then `object` is its last state.
+    pub removed: bool,
+    /// The object, with `resourceVersion` set.
+    pub object: Object,
+}
+
+impl ObjectStore {
+    /// The objects of the hub that `bus` is connected to.
+    pub fn new(bus: &Bus) -> Self {
+        Self { store: Store::new(bus, subject::BUCKET_OBJECTS) }
+    }
+
+    fn read(&self, entry: &Entry) -> Result<ObjectEvent, StoreError> {
+        let (bytes, removed) = match &entry.value {
+            EntryValue::Put(bytes) => (bytes, false),
+            EntryValue::Removed(bytes) => (bytes, true),
+        };
+        let key = ObjectKey::parse(&entry.key)
+            .ok_or_else(|| self.store.fail(format!("key {:?} is not an object's", entry.key)))?;
+        let object = Object::from_bytes(bytes, entry.revision)
+            .map_err(|error| self.store.fail(format!("object {}: {error}", entry.key)))?;
+        Ok(ObjectEvent { key, revision: entry.revision, removed, object })
+    }
+
+    /// One object.
+    pub async fn get(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
+        match self.store.get(&key.key()).await? {
+            Some(entry) if matches!(entry.value, EntryValue::Put(_)) => Ok(Some(self.read(&entry)?.object)),
+            _ => Ok(None),
+        }
+    }
+
+    /// All objects of a resource, in one namespace or in all, and the revision of the list.
+    pub async fn list(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+    ) -> Result<(Vec<Object>, u64), StoreError> {
+        let (entries, revision) = self.store.list(&subject::objects_filter(resource, namespace)).await?;
+        let mut objects = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            match self.read(entry) {
+                Ok(event) => objects.push(event.object),
+                // One unreadable object must not hide the others.
+                Err(error) => tracing::error!(%error, "left out of the list"),
+            }
+        }
+        objects.sort_by(|a, b| (a.namespace(), a.name()).cmp(&(b.namespace(), b.name())));
+        Ok((objects, revision))
+    }
+
+    async fn written(
+        &self,
+        key: &ObjectKey,
+        object: &Object,
+        outcome: Result<u64, WriteError>,
+        conflict: fn(String) -> StoreError,
+    ) -> Result<Object, StoreError> {
+        let revision = outcome.map_err(|error| match error {
+            WriteError::Conflict => conflict(key.display()),
+            WriteError::Failed(cause) => self.store.fail(cause),
+        })?;
+        let mut object = object.clone();
+        object.set(&["metadata", "resourceVersion"], revision.to_string());
+        Ok(object)
+    }
+
+    /// Writes a new object.
+    pub async fn create(&self, key: &ObjectKey, object: &Object) -> Result<Object, StoreError> {
+        let outcome = self.store.put(&key.key(), object.to_bytes(), Expect::Absent).await;
+        self.written(key, object, outcome, StoreError::Exists).await
+    }
+
+    /// Writes an object that is at `expect_revision`.
+    pub async fn update(
+        &self,
+        key: &ObjectKey,
+        object: &Object,
+        expect_revision: u64,
+    ) -> Result<Object, StoreError> {
+        let outcome =
+            self.store.put(&key.key(), object.to_bytes(), Expect::Revision(expect_revision)).await;
+        self.written(key, object, outcome, StoreError::Conflict).await
+    }
+
+    /// Removes an object that is at `expect_revision`; `last` is what watchers are told. Gives the revision of the removal.
+    pub async fn delete(
+        &self,
+        key: &ObjectKey,
+        expect_revision: u64,
+        last: &Object,
+    ) -> Result<u64, StoreError> {
+        let outcome =
+            self.store.remove(&key.key(), last.to_bytes(), Expect::Revision(expect_revision)).await;
+        Ok(self.written(key, last, outcome, StoreError::Conflict).await?.revision())
+    }
+
+    /// Tells the changes of a resource (in all namespaces) from `from` on, for ever; `None` once, when all that was there
+    /// has been told.
+    pub async fn watch(
+        &self,
+        resource: &Resource,
+        from: From,
+        tell: tokio::sync::mpsc::Sender<Option<ObjectEvent>>,
+    ) -> Result<(), StoreError> {
+        let (raw, mut seen) = tokio::sync::mpsc::channel(64);
+        let filter = subject::objects_filter(resource, None);
+        let watching = self.store.watch(&filter, from, raw);
+        let forwarding = async {
+            while let Some(seen) = seen.recv().await {
+                let told = match seen {
+                    Seen::Current => None,
+                    Seen::Entry(entry) => match self.read(&entry) {
+                        Ok(event) => Some(event),
+                        // An expired tombstone's marker has no value: whoever is current saw the tombstone itself.
+                        Err(error) => {
+                            tracing::debug!(%error, "entry passed over");
+                            continue;
+                        }
+                    },
+                };
+                if tell.send(told).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            ended = watching => ended,
+            () = forwarding => Ok(()),
+        }
+    }
+}
+

@@ -1,0 +1,639 @@
+//! The supervised servers and the hub's identities against the real `nats-server`: what a node may do across the leaf,
+//! revocation, users by reload, adoption, restart, and a store that cannot be read.
+#![allow(clippy::disallowed_methods)] // these tests judge the server from outside, with a raw client
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, consumer, stream};
+use async_nats::{Client, ConnectOptions, HeaderMap};
+use bus::identity::{HubKeys, Permissions, Tls, node_permissions};
+use bus::module::Account;
+use bus::server::{HubConfig, HubLink, HubServer, LeafConfig, LeafServer, Phase, ServerStatus, User};
+use futures::StreamExt;
+use schemas::name::NodeName;
+use schemas::subject;
+
+const SOON: Duration = Duration::from_secs(20);
+/// How long an answer that must not come is waited for.
+const NEVER: Duration = Duration::from_millis(600);
+
+// --- ground ---
+
+/// A directory of the test's own; when dropped, also after a failure, the servers recorded in it are killed.
+struct Ground(PathBuf);
+
+impl Ground {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("edgewire-bus-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+    fn dir(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            kill_recorded(&entry.path());
+        }
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn recorded_pid(data_dir: &Path) -> Option<i32> {
+    let record = std::fs::read(data_dir.join("nats-server.json")).ok()?;
+    let record: serde_json::Value = serde_json::from_slice(&record).ok()?;
+    record["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok())
+}
+
+fn kill_recorded(data_dir: &Path) {
+    let Some(pid) = recorded_pid(data_dir) else { return };
+    let cmdline = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if cmdline.contains(data_dir.to_str().unwrap()) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+fn nats_server() -> PathBuf {
+    if let Some(path) = std::env::var_os("EDGEWIRE_NATS_SERVER") {
+        return path.into();
+    }
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
+    if fetched.exists() { fetched } else { "/usr/lib/edgewire/nats-server".into() }
+}
+
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn node(name: &str) -> NodeName {
+    NodeName::new(name).unwrap()
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+    let until = tokio::time::Instant::now() + SOON;
+    while !check().await {
+        assert!(tokio::time::Instant::now() < until, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn until(server: &LeafServer, what: &str, want: impl FnMut(&ServerStatus) -> bool) -> ServerStatus {
+    let mut status = server.status();
+    let found = tokio::time::timeout(SOON, status.wait_for(want)).await;
+    found.unwrap_or_else(|_| panic!("not in time: {what}; {:?}", server.status().borrow())).unwrap().clone()
+}
+
+struct Hub {
+    server: HubServer,
+    keys: Arc<HubKeys>,
+    tls: Tls,
+    leaf_url: String,
+}
+
+impl Hub {
+    async fn start(ground: &Ground) -> Self {
+        let keys = Arc::new(HubKeys::load_or_create(&ground.dir("keys")).unwrap());
+        let tls = Tls::load_or_create(&ground.dir("tls"), &["hub.test".into()]).unwrap();
+        let leaf_listen = free();
+        let config = HubConfig {
+            data_dir: ground.dir("hub"),
+            listen: free(),
+            leaf_listen,
+            binary: Some(nats_server()),
+            store_max_bytes: 1 << 30,
+        };
+        let server = HubServer::start(config, keys.clone(), &tls).await.unwrap();
+        server.ready(SOON).await.unwrap();
+        Self { server, keys, tls, leaf_url: format!("tls://{leaf_listen}") }
+    }
+
+    async fn client(&self, account: Account, name: &str, permissions: &Permissions) -> Client {
+        let creds = self.keys.creds(account, name, permissions).unwrap();
+        ConnectOptions::with_credentials(&creds)
+            .unwrap()
+            .custom_inbox_prefix(subject::module_inbox("hub", name))
+            .add_root_certificates(self.tls.ca_file.clone())
+            .connect(self.server.url())
+            .await
+            .unwrap()
+    }
+
+    /// Enrols a node as the identity module would: its keys are its own.
+    fn enrol(&self, ground: &Ground, name: &str) -> (HubLink, String) {
+        let node = node(name);
+        let (control, work) = node_permissions(&node);
+        let key = nkeys::KeyPair::new_user();
+        let file = |account: Account, permissions: &Permissions| {
+            let token = self.keys.user(account, &key.public_key(), name, permissions, None).unwrap();
+            let path = ground.dir(&format!("{name}.{}.creds", account.as_str()));
+            std::fs::write(&path, bus::identity::jwt::creds(&token, &key.seed().unwrap())).unwrap();
+            path
+        };
+        let link = HubLink {
+            urls: vec![self.leaf_url.clone()],
+            ca_file: self.tls.ca_file.clone(),
+            control_creds: file(Account::Control, &control),
+            work_creds: file(Account::Work, &work),
+        };
+        (link, key.public_key())
+    }
+}
+
+fn leaf_config(ground: &Ground, name: &str, hub: Option<HubLink>) -> LeafConfig {
+    LeafConfig {
+        node: node(name),
+        data_dir: ground.dir(name),
+        listen: free(),
+        binary: Some(nats_server()),
+        store_max_bytes: 1 << 30,
+        hub,
+    }
+}
+
+async fn leaf(ground: &Ground, name: &str, hub: Option<HubLink>) -> LeafServer {
+    let server = LeafServer::start(leaf_config(ground, name, hub)).await.unwrap();
+    server.ready(SOON).await.unwrap();
+    server
+}
+
+async fn try_login(server: &LeafServer, user: &User, inbox: &str) -> Option<Client> {
+    ConnectOptions::with_user_and_password(user.name.clone(), user.password.clone())
+        .custom_inbox_prefix(subject::inbox(inbox))
+        .connect(server.url())
+        .await
+        .ok()
+}
+
+/// As a client should: a handshake that a reload of the server meets is refused once, though the user exists (measured).
+async fn login(server: &LeafServer, user: &User, inbox: &str) -> Client {
+    for _ in 0..20 {
+        if let Some(client) = try_login(server, user, inbox).await {
+            return client;
+        }
+    }
+    panic!("{} cannot log in", user.name)
+}
+
+/// A client on the leaf with every local permission: what it cannot do is refused by the hub.
+async fn on_leaf(server: &LeafServer, name: &str, account: Account, inbox: &str) -> Client {
+    let user = User::new(name, account, Permissions::full());
+    server.put_users(vec![user.clone()]).await.unwrap();
+    login(server, &user, inbox).await
+}
+
+async fn ask(client: &Client, subject: impl Into<String>, body: &str) -> Option<async_nats::Message> {
+    let request = client.request(subject.into(), body.to_owned().into());
+    tokio::time::timeout(NEVER, request).await.ok()?.ok()
+}
+
+async fn ask_until(client: &Client, subject: &str, body: &str) -> async_nats::Message {
+    let until = tokio::time::Instant::now() + SOON;
+    loop {
+        if let Some(answer) = ask(client, subject, body).await {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < until, "no answer in time: {subject}");
+    }
+}
+
+/// Does something published to `subject` by `from` reach `to`? `probe` proves that the path is up.
+async fn crosses(from: &Client, to: &Client, subject: &str) -> bool {
+    let mut heard = to.subscribe(subject.to_owned()).await.unwrap();
+    to.flush().await.unwrap();
+    let until = tokio::time::Instant::now() + NEVER;
+    // Interest spreads in its own time: say it repeatedly.
+    while tokio::time::Instant::now() < until {
+        from.publish(subject.to_owned(), "x".into()).await.unwrap();
+        if tokio::time::timeout(Duration::from_millis(50), heard.next()).await.is_ok_and(|m| m.is_some()) {
+            return true;
+        }
+    }
+    false
+}
+
+// --- what a node may do ---
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_does_its_own_work_across_the_leaf_and_nothing_else() {
+    let ground = Ground::new("allow");
+    let hub = Hub::start(&ground).await;
+    let full = Permissions::full();
+    let admin = hub.client(Account::Control, "admin", &full).await;
+    let js = jetstream::new(admin.clone());
+    js.create_stream(stream::Config {
+        name: "KV_desired".into(),
+        subjects: vec!["$KV.desired.>".into()],
+        allow_direct: true,
+        ..Default::default()
+    })
+    .await
+    .unwrap();
+    js.create_stream(stream::Config {
+        name: "UP".into(),
+        subjects: vec!["ew.in.>".into()],
+        allow_direct: true,
+        allow_atomic_publish: true,
+        allow_rollup: true,
+        ..Default::default()
+    })
+    .await
+    .unwrap();
+    for n in ["n1", "n2"] {
+        js.publish(format!("$KV.desired.{n}.pods.default.a.1"), format!("pod of {n}").into())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+        let config = consumer::pull::Config {
+            durable_name: Some(subject::desired_consumer(&node(n))),
+            filter_subject: format!("$KV.desired.{n}.>"),
+            ..Default::default()
+        };
+        js.get_stream("KV_desired").await.unwrap().create_consumer(config).await.unwrap();
+        js.publish(format!("ew.in.{n}._cursor.events"), format!("cursor of {n}").into())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
+
+    let (link, _) = hub.enrol(&ground, "n1");
+    let edge = leaf(&ground, "n1", Some(link)).await;
+    let control = on_leaf(&edge, "sync", Account::Control, "n1").await;
+
+    // Heartbeat: a request that a hub module with a prefixed inbox answers.
+    // It has no right to publish at all: it may answer what it hears.
+    let hear_only = Permissions { publish_allow: vec![], subscribe_allow: vec!["ew.hb.*".into()] };
+    let nodes = hub.client(Account::Control, "nodes", &hear_only).await;
+    let mut beats = nodes.subscribe("ew.hb.*").await.unwrap();
+    let answering = nodes.clone();
+    tokio::spawn(async move {
+        while let Some(beat) = beats.next().await {
+            answering.publish(beat.reply.unwrap(), "alive".into()).await.unwrap();
+        }
+    });
+    assert_eq!(ask_until(&control, "ew.hb.n1", "").await.payload, "alive");
+    assert!(ask(&control, "ew.hb.n2", "").await.is_none(), "a node spoke as another");
+
+    // The hub asks the node: interest crosses in spite of request_isolation, the answer finds the hub's inbox.
+    let mut commands = control.subscribe("ew.cmd.n1.>").await.unwrap();
+    let mut foreign = control.subscribe("ew.cmd.n2.>").await.unwrap();
+    let answering = control.clone();
+    tokio::spawn(async move {
+        while let Some(command) = commands.next().await {
+            answering.publish(command.reply.unwrap(), "done".into()).await.unwrap();
+        }
+    });
+    assert_eq!(ask_until(&admin, "ew.cmd.n1.containers.logs", "").await.payload, "done");
+    assert!(ask(&admin, "ew.cmd.n2.containers.logs", "").await.is_none());
+    assert!(tokio::time::timeout(NEVER, foreign.next()).await.is_err(), "a node heard another's commands");
+
+    assert!(!crosses(&nodes, &control, "ew.cmd.n1.containers.stop").await, "a module without the right commanded");
+    assert!(!crosses(&control, &admin, "_INBOX.n2.guess").await, "a node answered another node's requests");
+
+    // Desired state: pull and acknowledge its own, with its own consumer.
+    let pull = |n: &str| format!("$JS.hub.API.CONSUMER.MSG.NEXT.KV_desired.node_{n}");
+    let inbox = control.new_inbox();
+    let mut pulled = control.subscribe(inbox.clone()).await.unwrap();
+    let body = r#"{"batch":1,"expires":10000000000,"max_bytes":16000}"#;
+    control.publish_with_reply(pull("n1"), inbox, body.into()).await.unwrap();
+    let got = tokio::time::timeout(SOON, pulled.next()).await.unwrap().unwrap();
+    assert_eq!(
+        (got.subject.as_str(), &got.payload[..]),
+        ("$KV.desired.n1.pods.default.a.1", &b"pod of n1"[..])
+    );
+    let ack = got.reply.unwrap();
+    assert!(
+        ask(&control, ack.to_string(), "+ACK").await.is_some(),
+        "acknowledgement {ack} was not confirmed"
+    );
+    let stream = js.get_stream("KV_desired").await.unwrap();
+    let info = stream.get_consumer::<consumer::pull::Config>("node_n1").await.unwrap().cached_info().clone();
+    assert_eq!((info.num_ack_pending, info.ack_floor.stream_sequence), (0, 1));
+    assert!(
+        ask(&control, pull("n2"), r#"{"batch":1,"no_wait":true}"#).await.is_none(),
+        "a node pulled another's"
+    );
+    assert!(ask(&control, "$JS.hub.API.INFO", "").await.is_some());
+
+    // An atomic batch that ends with the cursor, under compare-and-set.
+    let cursor = "ew.in.n1._cursor.state";
+    let read_cursor = format!("$JS.hub.API.DIRECT.GET.UP.{cursor}");
+    assert_eq!(ask(&control, read_cursor.clone(), "").await.unwrap().status.unwrap().as_u16(), 404);
+    let committed = batch(&control, "b1", cursor, 0).await;
+    assert!(committed.get("error").is_none(), "{committed}");
+    let read = ask(&control, read_cursor.clone(), "").await.unwrap();
+    assert_eq!(read.payload, "cursor b1");
+    let refused = batch(&control, "b2", cursor, 0).await;
+    assert!(refused.get("error").is_some(), "a cursor went back: {refused}");
+    let at: u64 = read.headers.unwrap().get("Nats-Sequence").unwrap().as_str().parse().unwrap();
+    assert!(batch(&control, "b3", cursor, at).await.get("error").is_none());
+
+    // What is another's, or would open another's.
+    for (subject, body) in [
+        ("$JS.hub.API.DIRECT.GET.UP.ew.in.n2._cursor.events", ""),
+        ("$JS.hub.API.DIRECT.GET.UP", r#"{"last_by_subj":"ew.in.n2._cursor.events"}"#),
+        ("$JS.hub.API.DIRECT.GET.KV_desired", r#"{"last_by_subj":"$KV.desired.n2.pods.default.a.1"}"#),
+        ("$JS.hub.API.DIRECT.GET.KV_desired.$KV.desired.n2.pods.default.a.1", ""),
+        ("$JS.hub.API.STREAM.MSG.GET.KV_desired", r#"{"seq":1}"#),
+        ("$JS.hub.API.STREAM.INFO.KV_desired", ""),
+        ("$JS.hub.API.STREAM.NAMES", ""),
+        ("$JS.hub.API.STREAM.DELETE.KV_desired", ""),
+        ("$JS.hub.API.CONSUMER.CREATE.KV_desired", r#"{"stream_name":"KV_desired","config":{}}"#),
+        ("$JS.hub.API.CONSUMER.CREATE.KV_desired.x", r#"{"stream_name":"KV_desired","config":{"name":"x"}}"#),
+        ("$JS.hub.API.CONSUMER.DURABLE.CREATE.KV_desired.x", "{}"),
+        ("$JS.hub.API.CONSUMER.DELETE.KV_desired.node_n1", ""),
+        ("$JS.hub.API.CONSUMER.INFO.KV_desired.node_n1", ""),
+        ("ew.in.n2.state.ew.rep.x.y.z", "x"),
+        ("$KV.desired.n1.pods.default.b.2", "x"),
+    ] {
+        assert!(ask(&control, subject, body).await.is_none(), "a node reached {subject}");
+    }
+    hub.server.stop().await.unwrap();
+    edge.stop().await.unwrap();
+}
+
+/// Publishes one message and the cursor as an atomic batch; the answer to the commit.
+async fn batch(client: &Client, id: &str, cursor: &str, expect: u64) -> serde_json::Value {
+    let headers = |sequence: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Batch-Id", id);
+        headers.insert("Nats-Batch-Sequence", sequence);
+        headers
+    };
+    client
+        .publish_with_headers("ew.in.n1.state.ew.rep.containers.pod.a", headers("1"), "report".into())
+        .await
+        .unwrap();
+    let mut last = headers("2");
+    last.insert("Nats-Batch-Commit", "1");
+    last.insert("Nats-Rollup", "sub");
+    last.insert("Nats-Expected-Last-Subject-Sequence", expect.to_string().as_str());
+    let answer =
+        client.request_with_headers(cursor.to_owned(), last, format!("cursor {id}").into()).await.unwrap();
+    serde_json::from_slice(&answer.payload).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workloads_of_two_nodes_hear_each_other_on_app_alone() {
+    let ground = Ground::new("work");
+    let hub = Hub::start(&ground).await;
+    let first = leaf(&ground, "n1", Some(hub.enrol(&ground, "n1").0)).await;
+    let second = leaf(&ground, "n2", Some(hub.enrol(&ground, "n2").0)).await;
+    let (a, b) = (
+        on_leaf(&first, "pod-a", Account::Work, "n1").await,
+        on_leaf(&second, "pod-b", Account::Work, "n2").await,
+    );
+    let at_hub = hub.client(Account::Work, "tail", &Permissions::full()).await;
+
+    eventually("app.> crosses between nodes", || crosses(&a, &b, "app.default.temp")).await;
+    assert!(crosses(&b, &a, "app.default.temp").await);
+    assert!(crosses(&a, &at_hub, "app.default.temp").await);
+    assert!(crosses(&at_hub, &b, "app.default.temp").await);
+    assert!(crosses(&a, &at_hub, "from.n1.default.temp").await);
+    for stays in
+        ["local.default.x", "up.default.x", "down.default.x", "other", "$KV.x.y", "_INBOX.hub.x", "_INBOX.x", "from.n2.a"]
+    {
+        assert!(!crosses(&a, &b, stays).await, "{stays} crossed between nodes");
+        assert!(!crosses(&a, &at_hub, stays).await, "{stays} reached the hub");
+        assert!(!crosses(&at_hub, &a, stays).await, "{stays} came from the hub");
+    }
+    // A request from one node is answered on the other.
+    let mut asked = b.subscribe("app.default.ask").await.unwrap();
+    let answering = b.clone();
+    tokio::spawn(async move {
+        while let Some(request) = asked.next().await {
+            answering.publish(request.reply.unwrap(), "from b".into()).await.unwrap();
+        }
+    });
+    // Only with an inbox below `app.>`: others do not cross.
+    assert!(ask(&a, "app.default.ask", "").await.is_none());
+    let asker = on_leaf(&first, "asker", Account::Work, "n1").await;
+    let mut inbox = asker.subscribe("app.default._INBOX.1").await.unwrap();
+    asker.publish_with_reply("app.default.ask", "app.default._INBOX.1", "".into()).await.unwrap();
+    assert_eq!(tokio::time::timeout(SOON, inbox.next()).await.unwrap().unwrap().payload, "from b");
+    for server in [first, second] {
+        server.stop().await.unwrap();
+    }
+    hub.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_node_is_out_at_once_and_stays_out() {
+    let ground = Ground::new("revoke");
+    let hub = Hub::start(&ground).await;
+    let (link, key) = hub.enrol(&ground, "n1");
+    let edge = leaf(&ground, "n1", Some(link)).await;
+    let admin = hub.client(Account::Control, "admin", &Permissions::full()).await;
+    let control = on_leaf(&edge, "sync", Account::Control, "n1").await;
+    eventually("the link is up", || crosses(&control, &admin, "ew.hb.n1")).await;
+
+    // Local users come and go: the link stays.
+    edge.put_users(vec![User::new("pod", Account::Work, Permissions::full())]).await.unwrap();
+    edge.remove_users(&["pod".to_owned()]).await.unwrap();
+    let log = std::fs::read_to_string(ground.dir("n1").join("nats-server.log")).unwrap();
+    assert!(log.contains("Reloaded") && !log.contains("Leafnode connection closed"), "{log}");
+
+    hub.server.revoke(Account::Control, &key).await.unwrap();
+    eventually("the revoked node is out", || async { !crosses(&control, &admin, "ew.hb.n1").await }).await;
+    assert!(!crosses(&control, &admin, "ew.hb.n1").await, "it came back");
+    edge.stop().await.unwrap();
+    hub.server.stop().await.unwrap();
+
+    // Keys, tokens and revocations are on disk, for their owner alone.
+    let keys = HubKeys::load_or_create(&ground.dir("keys")).unwrap();
+    assert_eq!(keys.accounts(), hub.keys.accounts());
+    for entry in std::fs::read_dir(ground.dir("keys")).unwrap() {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(entry.unwrap().metadata().unwrap().permissions().mode() & 0o077, 0);
+    }
+    std::fs::remove_file(ground.dir("keys").join("operator.nk")).unwrap();
+    let lost = HubKeys::load_or_create(&ground.dir("keys")).unwrap_err().to_string();
+    assert!(lost.contains("EW-IDENTITY-KEY") && lost.contains("operator.nk"), "{lost}");
+}
+
+// --- the supervisor ---
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_come_and_go_without_dropping_the_others_and_survive() {
+    let ground = Ground::new("users");
+    let config = leaf_config(&ground, "n1", None);
+    let edge = LeafServer::start(config.clone()).await.unwrap();
+    edge.ready(SOON).await.unwrap();
+    let pods: Vec<User> = (0..20)
+        .map(|i| {
+            let own = vec![format!("app.ns{i}.>")];
+            let permissions = Permissions { publish_allow: own.clone(), subscribe_allow: own };
+            User::new(format!("pod-{i}"), Account::Work, permissions)
+        })
+        .collect();
+    // All at once: coalesced, and every one in force when its own call returns.
+    let logins = pods.iter().map(|pod| async {
+        edge.put_users(vec![pod.clone()]).await.unwrap();
+        login(&edge, pod, "x").await
+    });
+    let clients = futures::future::join_all(logins).await;
+    let log = std::fs::read_to_string(ground.dir("n1").join("nats-server.log")).unwrap();
+    let reloads = log.matches("Reloaded server configuration").count();
+    assert!((1..20).contains(&reloads), "{reloads} reloads for 20 users");
+
+    assert!(crosses(&clients[0], &clients[0], "app.ns0.x").await);
+    let (heard, spoken) = ("app.ns1.x", &clients[0]);
+    assert!(!crosses(spoken, &clients[1], heard).await, "a pod spoke in another's namespace");
+
+    edge.remove_users(&["pod-1".to_owned()]).await.unwrap();
+    eventually("the removed user is out", || async {
+        clients[1].connection_state() != async_nats::connection::State::Connected
+    })
+    .await;
+    assert!(try_login(&edge, &pods[1], "x").await.is_none());
+    assert!(crosses(&clients[0], &clients[0], "app.ns0.x").await);
+    let connected = clients[0].statistics().connects.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(connected, 1, "an untouched user was dropped");
+
+    // A reboot: no server, no supervisor; credentials still hold.
+    edge.stop().await.unwrap();
+    let edge = LeafServer::start(config).await.unwrap();
+    edge.ready(SOON).await.unwrap();
+    assert_eq!(edge.user("pod-0").await.as_ref(), Some(&pods[0]));
+    assert!(try_login(&edge, &pods[0], "x").await.is_some());
+    assert!(try_login(&edge, &pods[1], "x").await.is_none());
+    edge.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_outlives_us_and_is_adopted_and_restarted() {
+    let ground = Ground::new("adopt");
+    let hub = Hub::start(&ground).await;
+    let mut config = leaf_config(&ground, "n1", None);
+    let edge = LeafServer::start(config.clone()).await.unwrap();
+    edge.ready(SOON).await.unwrap();
+    let user = User::new("pod", Account::Work, Permissions::full());
+    edge.put_users(vec![user.clone()]).await.unwrap();
+    let client = try_login(&edge, &user, "x").await.unwrap();
+    let pid = edge.status().borrow().pid;
+    drop(edge); // as a kill -9 of us leaves it
+
+    let edge = LeafServer::start(config.clone()).await.unwrap();
+    let status = until(&edge, "adopted", |s| s.phase == Phase::Ready).await;
+    assert_eq!((status.pid, status.adopted), (pid, true));
+    assert!(crosses(&client, &client, "app.x.y").await);
+    assert_eq!(client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed), 1);
+
+    // It dies: another comes, with the users.
+    let kill = |pid: Option<u32>| {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid.unwrap()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    };
+    kill(pid);
+    let status = until(&edge, "restarted", |s| s.restarts == 1 && s.phase == Phase::Ready).await;
+    assert!(!status.adopted && status.pid != pid);
+    assert!(try_login(&edge, &user, "x").await.is_some());
+    kill(status.pid);
+    until(&edge, "restarted again", |s| s.restarts == 2 && s.phase == Phase::Ready).await;
+
+    // It joins: another configuration, another process, the same users.
+    edge.set_hub(Some(hub.enrol(&ground, "n1").0)).await.unwrap();
+    let control = on_leaf(&edge, "sync", Account::Control, "n1").await;
+    let admin = hub.client(Account::Control, "admin", &Permissions::full()).await;
+    eventually("the link is up", || crosses(&control, &admin, "ew.hb.n1")).await;
+    assert!(try_login(&edge, &user, "x").await.is_some());
+    let joined = edge.status().borrow().pid;
+
+    // A record that was lost (we died between start and writing it): found all the same, and replaced.
+    drop(edge);
+    config.hub = Some(hub.enrol(&ground, "n1").0);
+    std::fs::remove_file(ground.dir("n1").join("nats-server.json")).unwrap();
+    let edge = LeafServer::start(config.clone()).await.unwrap();
+    let status = until(&edge, "replaced", |s| s.phase == Phase::Ready).await;
+    assert!(!status.adopted && status.pid != joined);
+
+    edge.leave_running().await.unwrap();
+    assert_eq!(edge.status().borrow().phase, Phase::Stopped);
+    assert!(try_login(&edge, &user, "x").await.is_some());
+    let other =
+        LeafServer::start(LeafConfig { node: node("n2"), data_dir: ground.dir("n2"), ..config.clone() })
+            .await;
+    assert_eq!(other.unwrap_err().code(), "EW-PORT-IN-USE");
+    let edge = LeafServer::start(config).await.unwrap();
+    edge.ready(SOON).await.unwrap();
+    edge.stop().await.unwrap();
+    assert!(try_login(&edge, &user, "x").await.is_none());
+    hub.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unchanged_hub_is_adopted() {
+    let ground = Ground::new("hub");
+    let tls = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        Tls::load_or_create(&ground.dir("tls"), &names).unwrap()
+    };
+    let config = HubConfig {
+        data_dir: ground.dir("hub"),
+        listen: free(),
+        leaf_listen: free(),
+        binary: Some(nats_server()),
+        store_max_bytes: 1 << 30,
+    };
+    let mut pids = Vec::new();
+    let user = nkeys::KeyPair::new_user();
+    for names in [vec!["hub.test"], vec!["hub.test"], vec!["hub.test", "other.test"]] {
+        let keys = Arc::new(HubKeys::load_or_create(&ground.dir("keys")).unwrap());
+        let hub = HubServer::start(config.clone(), keys, &tls(&names)).await.unwrap();
+        hub.ready(SOON).await.unwrap();
+        pids.push(hub.status().borrow().pid);
+        hub.revoke(Account::Work, &user.public_key()).await.unwrap();
+        drop(hub);
+    }
+    assert_eq!(pids[0], pids[1], "a revocation is no reason to restart");
+    assert_ne!(pids[1], pids[2], "another certificate is");
+    let before = tls(&["hub.test"]).fingerprint;
+    assert_eq!(before, tls(&["third.test"]).fingerprint, "the authority stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_named() {
+    let ground = Ground::new("wrong");
+    let config = leaf_config(&ground, "n1", None);
+    let missing = LeafConfig { binary: Some("/nowhere/nats-server".into()), ..config.clone() };
+    let error = LeafServer::start(missing).await.unwrap_err();
+    assert_eq!(error.code(), "EW-NATS-NOT-FOUND");
+    assert!(error.to_string().contains("/nowhere/nats-server"), "{error}");
+
+    let old = ground.dir("old-nats-server");
+    std::fs::write(&old, "#!/bin/sh\necho 'nats-server: v2.9.10'\n").unwrap();
+    std::fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let error = LeafServer::start(LeafConfig { binary: Some(old), ..config.clone() }).await.unwrap_err();
+    assert_eq!(error.code(), "EW-NATS-VERSION");
+    assert!(error.to_string().contains("2.9.10"), "{error}");
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config_taken = LeafConfig { listen: taken.local_addr().unwrap(), ..config.clone() };
+    assert_eq!(LeafServer::start(config_taken).await.unwrap_err().code(), "EW-PORT-IN-USE");
+    let elsewhere = LeafConfig { listen: "192.0.2.1:4222".parse().unwrap(), ..config.clone() };
+    assert_eq!(LeafServer::start(elsewhere).await.unwrap_err().code(), "EW-ADDRESS");
+    let unjoined = HubLink {
+        urls: vec!["tls://127.0.0.1:1".into()],
+        ca_file: "/nowhere/ca".into(),
+        control_creds: "/nowhere/c".into(),
+        work_creds: "/nowhere/w".into(),
+    };
+    let error = LeafServer::start(LeafConfig { hub: Some(unjoined), ..config.clone() }).await.unwrap_err();
+    assert!(error.code() == "EW-NATS-CONFIG" && error.to_string().contains("/nowhere/ca"), "{error}");
+
+    // A subject that the server refuses: the caller is told, the server lives on.
+    let edge = LeafServer::start(config).await.unwrap();
+    edge.ready(SOON).await.unwrap();
+    let bad = Permissions { publish_allow: vec!["a..b".into()], subscribe_allow: vec![] };
+    let error = edge.put_users(vec![User::new("bad", Account::Work, bad)]).await.unwrap_err();
+    assert_eq!(error.code(), "EW-NATS-CONFIG", "{error}");
+    edge.stop().await.unwrap();
+}

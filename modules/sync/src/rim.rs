@@ -1,0 +1,135 @@
+//! Does what the edge's end wants done across the link and on the node's own streams.
+
+use std::time::{Duration, Instant};
+
+use bus::connection::{Bus, Handles};
+use bus::link::{self, LinkError, Stored};
+use bus::module::Rim;
+use futures::StreamExt;
+use schemas::name::NodeName;
+use schemas::subject::{self, Lane};
+
+use crate::edge::{Act, Done, Sync, account};
+use crate::facts::{self, NodeConfig};
+
+/// A pull waits so long for the first entry.
+const PULL_WAIT: Duration = Duration::from_secs(10);
+/// A read of the node's stream waits so long for something to come.
+const READ_WAIT: Duration = Duration::from_secs(5);
+/// What wakes a read may be seen before the server has stored it: look again after so long.
+const STORE_DELAY: Duration = Duration::from_millis(5);
+/// How often to look again before waiting for the next wake-up.
+const STORE_LOOKS: u32 = 8;
+
+/// The rim of the edge's sync.
+pub struct EdgeRim {
+    node: NodeName,
+    boot_id: String,
+    config: NodeConfig,
+}
+
+impl EdgeRim {
+    /// The rim of `node`.
+    pub fn new(node: NodeName, boot_id: String, config: NodeConfig) -> Self {
+        Self { node, boot_id, config }
+    }
+}
+
+fn of(bus: &Handles, lane: Lane) -> Result<&Bus, LinkError> {
+    bus.bus(account(lane)).ok_or_else(|| LinkError::Lost("no connection in the lane's account".to_owned()))
+}
+
+/// The node's stream of a lane, and the hub's.
+fn streams(lane: Lane) -> (&'static str, &'static str) {
+    match lane {
+        Lane::State | Lane::Events => (subject::STREAM_OUTBOX, subject::STREAM_UP),
+        Lane::Workload => (subject::STREAM_UPLINK, subject::STREAM_FROM),
+    }
+}
+
+fn ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn read(bus: &Bus, lane: Lane, from: u64, max_bytes: usize) -> Result<Vec<Stored>, LinkError> {
+    let (stream, _) = streams(lane);
+    // Followed before the first look, so that nothing can come between.
+    let mut arrivals = link::arrivals(bus, lane.filter()).await?;
+    let deadline = tokio::time::Instant::now() + READ_WAIT;
+    loop {
+        for look in 0..STORE_LOOKS {
+            let stored = link::read(bus, stream, lane.filter(), from, max_bytes).await?;
+            if !stored.is_empty() {
+                return Ok(stored);
+            }
+            tokio::time::sleep(STORE_DELAY * look).await;
+        }
+        match tokio::time::timeout_at(deadline, arrivals.next()).await {
+            Err(_) => return Ok(Vec::new()),
+            Ok(None) => return Err(LinkError::Lost("the subscription ended".to_owned())),
+            Ok(Some(_)) => {}
+        }
+    }
+}
+
+impl Rim<Sync> for EdgeRim {
+    async fn act(&self, bus: &Handles, act: Act) -> Option<Done> {
+        match act {
+            Act::Pull { round, max_bytes } => {
+                let outcome = link::pull(&bus.control, &self.node, max_bytes, PULL_WAIT).await;
+                let (outcome, took_ms) = match outcome {
+                    Ok((pulled, took)) => {
+                        (Ok(pulled), u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
+                    }
+                    Err(error) => (Err(error), 0),
+                };
+                Some(Done::Pulled { round, outcome, took_ms })
+            }
+            Act::Acknowledge(acks) => {
+                if let Err(error) = link::acknowledge(&bus.control, &acks).await {
+                    tracing::debug!(%error, "acknowledgements were not sent; the entries come again");
+                }
+                None
+            }
+            Act::FindCursor(lane) => {
+                let (stream, up) = streams(lane);
+                let found = async {
+                    let bus = of(bus, lane)?;
+                    let state = link::state(bus, stream).await?;
+                    Ok((link::cursor(bus, up, &subject::cursor(&self.node, lane)).await?, state))
+                };
+                Some(Done::Found(lane, found.await))
+            }
+            Act::Read { lane, from, max_bytes } => {
+                let have = async { read(of(bus, lane)?, lane, from, max_bytes).await };
+                Some(Done::Have(lane, have.await))
+            }
+            Act::Commit { lane, messages, cursor, expect_revision } => {
+                let since = Instant::now();
+                let bytes = messages.iter().map(|message| message.payload.len() + 200).sum();
+                let to = subject::cursor(&self.node, lane);
+                let commit = async {
+                    let value = schemas::encode(&cursor);
+                    link::commit(of(bus, lane)?, &messages, &to, &value, expect_revision).await
+                };
+                let outcome = commit.await;
+                if let Err(error) = &outcome {
+                    tracing::debug!(lane = lane.as_str(), %error, "batch was not committed");
+                }
+                Some(Done::Committed { lane, outcome, bytes, took_ms: ms(since) })
+            }
+            Act::Trim { lane, sequence } => {
+                let (stream, _) = streams(lane);
+                let trim = async { link::trim(of(bus, lane)?, stream, lane.filter(), sequence).await };
+                if let Err(error) = trim.await {
+                    tracing::debug!(%error, "the next trim takes it too");
+                }
+                None
+            }
+            Act::Inspect => {
+                let report = facts::inspect(self.node.as_str(), &self.boot_id, &self.config);
+                Some(Done::Inspected(Box::new(report)))
+            }
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Up: one lane of the node's stored messages, carried to the hub exactly once and in order. Pure.
+//!
+//! A lane reads its stream from where its cursor stands, raises what it read in an atomic batch that ends with the new
+//! cursor under compare-and-set, and trims what the hub has. Whatever dies when, the cursor at the hub says what was
+//! taken. After any doubt it is read again; a message that the hub will never take is found by halving the batch, and
+//! dead-lettered.
+
+use bus::link::{LinkError, Raise, Stored, StreamState};
+use schemas::name::NodeName;
+use schemas::subject::{self, Lane};
+use serde::{Deserialize, Serialize};
+
+/// The value of a cursor: up to where the hub has taken the node's stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Which stream: another one starts over.
+    pub outbox_generation: String,
+    /// The last sequence taken.
+    pub sequence: u64,
+}
+
+/// What the node itself remembers of a lane, on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmed {
+    /// The cursor as it was confirmed last.
+    pub cursor: Cursor,
+}
+
+/// One lane.
+#[derive(Debug)]
+pub struct Up {
+    lane: Lane,
+    node: NodeName,
+    phase: Phase,
+    confirmed: Option<Confirmed>,
+    next: u64,
+    generation: String,
+    revision: u64,
+    limit: usize,
+    waiting: u64,
+}
+
+#[derive(Debug, PartialEq)]
+enum Phase {
+    Away,
+    FindingCursor,
+    Reading,
+    Committing { last: u64, first: Stored, count: usize },
+}
+
+/// What shall be done.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// Read the lane's cursor at the hub and the state of its stream here.
+    FindCursor(Lane),
+    /// Read the stream from this sequence on, waiting for something to come.
+    Read(Lane, u64),
+    /// Commit in one batch.
+    Commit {
+        /// The lane.
+        lane: Lane,
+        /// The messages.
+        messages: Vec<Raise>,
+        /// The new cursor.
+        cursor: Cursor,
+        /// The cursor's revision at the hub, as last seen.
+        expect_revision: u64,
+    },
+    /// The hub has all up to here.
+    Trim(Lane, u64),
+    /// Keep on disk.
+    Save(Lane, Confirmed),
+    /// The hub will never take this one.
+    Dead(Stored, String),
+    /// Tell people.
+    Tell(&'static str, String),
+    /// Begin again after a pause.
+    Pause(Lane),
+}
+
+impl Up {
+    /// A lane without contact.
+    pub fn new(node: NodeName, lane: Lane) -> Self {
+        Self {
+            lane,
+            node,
+            phase: Phase::Away,
+            confirmed: None,
+            next: 1,
+            generation: String::new(),
+            revision: 0,
+            limit: usize::MAX,
+            waiting: 0,
+        }
+    }
+
+    /// What was saved.
+    pub fn restore(&mut self, confirmed: Confirmed) {
+        self.confirmed = Some(confirmed);
+    }
+
+    /// Messages that waited when the stream was last looked at.
+    pub fn waiting(&self) -> u64 {
+        self.waiting
+    }
+
+    /// Contact, or after a doubt.
+    pub fn connect(&mut self) -> Step {
+        self.phase = Phase::FindingCursor;
+        Step::FindCursor(self.lane)
+    }
+
+    /// No contact: what is under way ends by itself.
+    pub fn disconnect(&mut self) {
+        self.phase = Phase::Away;
+    }
+
+    /// The cursor at the hub (revision and value) and the state of the stream here.
+    pub fn found(&mut self, cursor: Option<(u64, Vec<u8>)>, state: &StreamState) -> Vec<Step> {
+        if self.phase != Phase::FindingCursor {
+            return Vec::new();
+        }
+        let mut steps = Vec::new();
+        let remote = match cursor {
+            Some((revision, bytes)) => match schemas::decode::<Cursor>(&bytes) {
+                Ok(cursor) => Some((revision, cursor)),
+                Err(error) => {
+                    self.phase = Phase::Away;
+                    steps.push(Step::Tell("CursorUnreadable", format!("lane {}: {error}", self.lane.as_str())));
+                    steps.push(Step::Pause(self.lane));
+                    return steps;
+                }
+            },
+            None => None,
+        };
+        self.generation = state.generation.clone();
+        self.waiting = state.messages;
+        let same = |cursor: &&Cursor| {
+            cursor.outbox_generation == state.generation && cursor.sequence <= state.last_sequence
+        };
+        let before_first = state.first_sequence.saturating_sub(1);
+        let known = self.confirmed.as_ref().map(|confirmed| &confirmed.cursor);
+        let taken = match &remote {
+            Some((revision, cursor)) => {
+                self.revision = *revision;
+                if !same(&cursor) {
+                    steps.push(Step::Tell(
+                        "OutboxReplaced",
+                        format!("lane {}: the node's stream is another one; it starts over", self.lane.as_str()),
+                    ));
+                }
+                Some(cursor).filter(same)
+            }
+            None => {
+                self.revision = 0;
+                if let Some(known) = known {
+                    // A missing cursor is never zero: what the node itself knows to be taken is not sent again.
+                    steps.push(Step::Tell(
+                        "CursorMissing",
+                        format!(
+                            "lane {}: the hub has lost this node's cursor (was it restored?); going on after {}, which it had confirmed",
+                            self.lane.as_str(),
+                            known.sequence
+                        ),
+                    ));
+                }
+                known.filter(same)
+            }
+        };
+        self.next = taken.map_or(before_first, |cursor| cursor.sequence).max(before_first) + 1;
+        steps.push(self.read());
+        steps
+    }
+
+    fn read(&mut self) -> Step {
+        self.phase = Phase::Reading;
+        Step::Read(self.lane, self.next)
+    }
+
+    /// What stands in the stream from the asked sequence on.
+    pub fn have(&mut self, messages: Vec<Stored>) -> Vec<Step> {
+        if self.phase != Phase::Reading {
+            return Vec::new();
+        }
+        let mut messages: Vec<Stored> =
+            messages.into_iter().filter(|message| message.sequence >= self.next).collect();
+        messages.truncate(self.limit);
+        let (Some(first), Some(last)) = (messages.first().cloned(), messages.last().map(|m| m.sequence)) else {
+            return vec![self.read()];
+        };
+        self.waiting = self.waiting.max(messages.len() as u64);
+        let raises: Vec<Raise> = messages
+            .into_iter()
+            .filter_map(|message| {
+                let subject = subject::raised(&self.node, self.lane, &message.subject)?;
+                Some(Raise { subject, headers: message.headers, payload: message.payload })
+            })
+            .collect();
+        self.phase = Phase::Committing { last, first, count: raises.len() };
+        vec![self.commit(raises, last)]
+    }
+
+    fn commit(&self, messages: Vec<Raise>, last: u64) -> Step {
+        Step::Commit {
+            lane: self.lane,
+            messages,
+            cursor: Cursor { outbox_generation: self.generation.clone(), sequence: last },
+            expect_revision: self.revision,
+        }
+    }
+
+    /// What became of the batch.
+    pub fn committed(&mut self, outcome: Result<u64, LinkError>) -> Vec<Step> {
+        let Phase::Committing { last, first, count } = std::mem::replace(&mut self.phase, Phase::Away) else {
+            return Vec::new();
+        };
+        match outcome {
+            Ok(revision) => {
+                self.revision = revision;
+                self.next = last + 1;
+                self.limit = usize::MAX;
+                self.waiting = self.waiting.saturating_sub(count as u64);
+                let cursor = Cursor { outbox_generation: self.generation.clone(), sequence: last };
+                let confirmed = Confirmed { cursor };
+                self.confirmed = Some(confirmed.clone());
+                vec![Step::Save(self.lane, confirmed), Step::Trim(self.lane, last), self.read()]
+            }
+            Err(error) if error.is_passing() => {
+                if error == LinkError::CursorMoved { vec![self.connect()] } else { vec![Step::Pause(self.lane)] }
+            }
+            Err(_) if count > 1 => {
+                self.limit = count / 2;
+                vec![self.read()]
+            }
+            Err(error) if count == 1 => {
+                // Alone it is refused: step over it, by a batch of the cursor only.
+                self.limit = usize::MAX;
+                self.phase = Phase::Committing { last, first: first.clone(), count: 0 };
+                vec![Step::Dead(first, error.to_string()), self.commit(Vec::new(), last)]
+            }
+            Err(error) => {
+                vec![
+                    Step::Tell("CursorRefused", format!("lane {}: {error}", self.lane.as_str())),
+                    Step::Pause(self.lane),
+                ]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn up() -> Up {
+        Up::new(NodeName::new("n1").unwrap(), Lane::Events)
+    }
+
+    fn state(generation: &str, first: u64, last: u64) -> StreamState {
+        StreamState {
+            generation: generation.into(),
+            first_sequence: first,
+            last_sequence: last,
+            messages: last + 1 - first,
+        }
+    }
+
+    fn stored(sequence: u64) -> Stored {
+        Stored {
+            sequence,
+            subject: "ew.evt.m.Type".into(),
+            headers: Default::default(),
+            payload: bytes::Bytes::new(),
+        }
+    }
+
+    fn cursor(generation: &str, sequence: u64) -> Vec<u8> {
+        schemas::encode(&Cursor { outbox_generation: generation.into(), sequence })
+    }
+
+    /// From which sequence does it read after finding that?
+    fn reads_from(up: &mut Up, remote: Option<(u64, Vec<u8>)>, state: StreamState) -> u64 {
+        up.connect();
+        match up.found(remote, &state).last() {
+            Some(Step::Read(_, from)) => *from,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn it_begins_where_the_hub_ended() {
+        let confirmed = Confirmed { cursor: Cursor { outbox_generation: "g".into(), sequence: 7 } };
+        for (name, confirmed, remote, state, from) in [
+            ("first contact", None, None, state("g", 1, 9), 1),
+            ("after a cut", None, Some((3, cursor("g", 5))), state("g", 6, 9), 6),
+            ("the hub took more than was confirmed", Some(confirmed.clone()), Some((3, cursor("g", 9))), state("g", 8, 9), 10),
+            ("the node's stream was wiped", Some(confirmed.clone()), Some((3, cursor("g", 9))), state("h", 1, 2), 1),
+            ("the hub lost the cursor", Some(confirmed.clone()), None, state("g", 3, 9), 8),
+            ("both lost theirs", Some(confirmed), None, state("h", 1, 2), 1),
+            ("a stream that went back", None, Some((3, cursor("g", 9))), state("g", 1, 4), 1),
+        ] {
+            let mut up = up();
+            if let Some(confirmed) = confirmed {
+                up.restore(confirmed);
+            }
+            assert_eq!(reads_from(&mut up, remote, state), from, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_batch_moves_the_cursor_under_compare_and_set() {
+        let mut up = up();
+        reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 6, 8));
+        let steps = up.have(vec![stored(6), stored(8)]);
+        let [Step::Commit { messages, cursor, expect_revision, .. }] = steps.as_slice() else { panic!() };
+        assert_eq!((messages.len(), cursor.sequence, *expect_revision), (2, 8, 3));
+        let steps = up.committed(Ok(40));
+        assert!(matches!(steps.as_slice(), [Step::Save(..), Step::Trim(_, 8), Step::Read(_, 9)]));
+        assert_eq!(up.revision, 40);
+    }
+
+    #[test]
+    fn any_doubt_reads_the_cursor_again() {
+        let mut up = up();
+        reads_from(&mut up, None, state("g", 1, 3));
+        up.have(vec![stored(1)]);
+        assert_eq!(up.committed(Err(LinkError::CursorMoved)), [Step::FindCursor(Lane::Events)]);
+        reads_from(&mut up, None, state("g", 1, 3));
+        up.have(vec![stored(1)]);
+        assert_eq!(up.committed(Err(LinkError::Lost("cut".into()))), [Step::Pause(Lane::Events)]);
+        assert_eq!(up.connect(), Step::FindCursor(Lane::Events));
+    }
+
+    #[test]
+    fn poison_is_found_by_halving_and_stepped_over() {
+        let poison = 6;
+        let mut up = up();
+        reads_from(&mut up, None, state("g", 1, 8));
+        let (mut taken, mut dead, mut revision) = (Vec::new(), Vec::new(), 0);
+        let mut steps = up.have((1..=8).map(stored).collect());
+        for _ in 0..50 {
+            let mut next = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Commit { messages, cursor, .. } => {
+                        let last = cursor.sequence;
+                        let batch: Vec<u64> = (last + 1 - messages.len() as u64..=last).collect();
+                        let outcome = if !messages.is_empty() && batch.contains(&poison) {
+                            Err(LinkError::Refused { code: 10_054, cause: "too large".into() })
+                        } else {
+                            revision += 1;
+                            taken.extend(batch);
+                            Ok(revision)
+                        };
+                        next.extend(up.committed(outcome));
+                    }
+                    Step::Read(_, from) if from <= 8 => next.extend(up.have((from..=8).map(stored).collect())),
+                    Step::Dead(message, _) => dead.push(message.sequence),
+                    _ => {}
+                }
+            }
+            steps = next;
+        }
+        assert_eq!(taken, [1, 2, 3, 4, 5, 7, 8]);
+        assert_eq!(dead, [poison]);
+    }
+
+    #[test]
+    fn a_full_hub_is_waited_for_not_skipped() {
+        let mut up = up();
+        reads_from(&mut up, None, state("g", 1, 1));
+        up.have(vec![stored(1)]);
+        let full = LinkError::Refused { code: 10_077, cause: "maximum bytes exceeded".into() };
+        assert_eq!(up.committed(Err(full)), [Step::Pause(Lane::Events)]);
+    }
+}
