@@ -13,6 +13,8 @@ use crate::module::Account;
 
 /// How long any request of ours waits for its answer, unless it says otherwise.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Tries of the first connection.
+const CONNECT_ATTEMPTS_MAX: u64 = 4;
 /// Messages that wait in a subscription before the server is told to drop: a bound on memory.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 4_096;
 /// Commands that wait for the connection to be written.
@@ -168,11 +170,21 @@ pub async fn dial(
             })
         }
     };
-    #[allow(clippy::disallowed_methods)] // the one place that is meant by the rule
-    let client = async_nats::connect_with_options(url, options).await.map_err(|source| {
-        ConnectError::Connect { owner: owner.to_owned(), url: url.to_owned(), source }
-    })?;
-    Ok(Bus::new(client, account, domain))
+    // Measured: a handshake that meets a reload of the server's users fails once, also for a valid user.
+    let mut attempt = 1;
+    loop {
+        #[allow(clippy::disallowed_methods)] // the one place that is meant by the rule
+        match async_nats::connect_with_options(url, options.clone()).await {
+            Ok(client) => return Ok(Bus::new(client, account, domain)),
+            Err(source) if attempt >= CONNECT_ATTEMPTS_MAX => {
+                return Err(ConnectError::Connect { owner: owner.to_owned(), url: url.to_owned(), source });
+            }
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(50 * attempt)).await;
+                attempt += 1;
+            }
+        }
+    }
 }
 
 /// One connection in one account.

@@ -12,6 +12,7 @@
 //! * [`durable`] what a module keeps on disk, and the reports it still owes
 //! * [`link`] an edge's side of the link to the hub: byte-bounded pulls, atomic batches with a cursor
 //! * [`stream`] credit-bounded byte streams (logs, exec)
+//! * [`tool`] what a tool at a prompt needs: listen, publish, ask
 //! * [`connection`] connecting; [`server`] supervising a `nats-server`; [`identity`] keys and permissions
 
 pub mod connection;
@@ -26,3 +27,4 @@ pub mod runner;
 pub mod server;
 pub mod store;
 pub mod stream;
+pub mod tool;

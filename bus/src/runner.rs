@@ -312,6 +312,11 @@ impl<M: Module, R: Rim<M>> Work<'_, M, R> {
             }
             Effect::Reply { account, to, payload } => {
                 let bus = self.bus.bus(account)?;
+                // A reply subject is the asker's word: it must not make us publish anywhere else.
+                if !to.starts_with("_INBOX.") && !to.starts_with("ew.str.") {
+                    tracing::warn!(module = self.spec.name, to, "not an inbox: not answered");
+                    return None;
+                }
                 let sent = bus.client.publish(to, payload.into()).await;
                 sent.err().map(|error| (None, failed(error.to_string())))
             }

@@ -1,6 +1,13 @@
 //! The supervised servers and the hub's identities against the real `nats-server`: what a node may do across the leaf,
 //! revocation, users by reload, adoption, restart, and a store that cannot be read.
-#![allow(clippy::disallowed_methods)] // these tests judge the server from outside, with a raw client
+// These tests judge the servers from outside, with a raw client; and a test fails by a panic, also in its helpers.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -158,7 +165,11 @@ fn leaf_config(ground: &Ground, name: &str, hub: Option<HubLink>) -> LeafConfig 
 }
 
 async fn leaf(ground: &Ground, name: &str, hub: Option<HubLink>) -> LeafServer {
-    let server = LeafServer::start(leaf_config(ground, name, hub)).await.unwrap();
+    leaf_with(&leaf_config(ground, name, hub)).await
+}
+
+async fn leaf_with(config: &LeafConfig) -> LeafServer {
+    let server = LeafServer::start(config.clone()).await.unwrap();
     server.ready(SOON).await.unwrap();
     server
 }
@@ -295,7 +306,10 @@ async fn a_node_does_its_own_work_across_the_leaf_and_nothing_else() {
     assert!(ask(&admin, "ew.cmd.n2.containers.logs", "").await.is_none());
     assert!(tokio::time::timeout(NEVER, foreign.next()).await.is_err(), "a node heard another's commands");
 
-    assert!(!crosses(&nodes, &control, "ew.cmd.n1.containers.stop").await, "a module without the right commanded");
+    assert!(
+        !crosses(&nodes, &control, "ew.cmd.n1.containers.stop").await,
+        "a module without the right commanded"
+    );
     assert!(!crosses(&control, &admin, "_INBOX.n2.guess").await, "a node answered another node's requests");
 
     // Desired state: pull and acknowledge its own, with its own consumer.
@@ -362,16 +376,17 @@ async fn a_node_does_its_own_work_across_the_leaf_and_nothing_else() {
 
 /// Publishes one message and the cursor as an atomic batch; the answer to the commit.
 async fn batch(client: &Client, id: &str, cursor: &str, expect: u64) -> serde_json::Value {
+    batch_of(client, id, "ew.in.n1.state.ew.rep.containers.pod.a", cursor, expect).await
+}
+
+async fn batch_of(client: &Client, id: &str, subject: &str, cursor: &str, expect: u64) -> serde_json::Value {
     let headers = |sequence: &str| {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Batch-Id", id);
         headers.insert("Nats-Batch-Sequence", sequence);
         headers
     };
-    client
-        .publish_with_headers("ew.in.n1.state.ew.rep.containers.pod.a", headers("1"), "report".into())
-        .await
-        .unwrap();
+    client.publish_with_headers(subject.to_owned(), headers("1"), "report".into()).await.unwrap();
     let mut last = headers("2");
     last.insert("Nats-Batch-Commit", "1");
     last.insert("Nats-Rollup", "sub");
@@ -398,13 +413,46 @@ async fn workloads_of_two_nodes_hear_each_other_on_app_alone() {
     assert!(crosses(&a, &at_hub, "app.default.temp").await);
     assert!(crosses(&at_hub, &b, "app.default.temp").await);
     assert!(crosses(&a, &at_hub, "from.n1.default.temp").await);
-    for stays in
-        ["local.default.x", "up.default.x", "down.default.x", "other", "$KV.x.y", "_INBOX.hub.x", "_INBOX.x", "from.n2.a"]
-    {
-        assert!(!crosses(&a, &b, stays).await, "{stays} crossed between nodes");
-        assert!(!crosses(&a, &at_hub, stays).await, "{stays} reached the hub");
-        assert!(!crosses(&at_hub, &a, stays).await, "{stays} came from the hub");
-    }
+    let stay = [
+        "local.default.x",
+        "up.default.x",
+        "down.x",
+        "other",
+        "$KV.x.y",
+        "_INBOX.hub.x",
+        "_INBOX.x",
+        "from.n2.a",
+    ];
+    let checks = stay.map(|subject| {
+        let (a, b, at_hub) = (&a, &b, &at_hub);
+        async move {
+            assert!(!crosses(a, b, subject).await, "{subject} crossed between nodes");
+            assert!(!crosses(a, at_hub, subject).await, "{subject} reached the hub");
+            assert!(!crosses(at_hub, a, subject).await, "{subject} came from the hub");
+        }
+    });
+    futures::future::join_all(checks).await;
+    // What is stored below `up.` crosses by its own name at the hub, with its cursor.
+    let js = jetstream::new(at_hub.clone());
+    js.create_stream(stream::Config {
+        name: subject::STREAM_FROM.into(),
+        subjects: vec!["from.>".into(), "_cursor.>".into()],
+        allow_direct: true,
+        allow_atomic_publish: true,
+        allow_rollup: true,
+        ..Default::default()
+    })
+    .await
+    .unwrap();
+    let cursor = subject::cursor(&node("n1"), subject::Lane::Workload);
+    let committed = batch_of(&a, "w1", "from.n1.default.temp", &cursor, 0).await;
+    assert!(committed.get("error").is_none(), "{committed}");
+    let read = ask(&a, format!("$JS.hub.API.DIRECT.GET.FROM.{cursor}"), "").await.unwrap();
+    assert_eq!(read.payload, "cursor w1");
+    let other = subject::cursor(&node("n2"), subject::Lane::Workload);
+    assert!(ask(&a, format!("$JS.hub.API.DIRECT.GET.FROM.{other}"), "").await.is_none());
+    assert!(ask(&a, other, "x").await.is_none(), "a node wrote another's cursor");
+
     // A request from one node is answered on the other.
     let mut asked = b.subscribe("app.default.ask").await.unwrap();
     let answering = b.clone();
@@ -440,6 +488,22 @@ async fn a_revoked_node_is_out_at_once_and_stays_out() {
     edge.remove_users(&["pod".to_owned()]).await.unwrap();
     let log = std::fs::read_to_string(ground.dir("n1").join("nats-server.log")).unwrap();
     assert!(log.contains("Reloaded") && !log.contains("Leafnode connection closed"), "{log}");
+
+    // A link can be rebuilt: dropped by us, made anew by the server.
+    let ids = || async {
+        let mut ids: Vec<_> = edge.links().await.unwrap().into_iter().map(|l| (l.account, l.id)).collect();
+        ids.sort();
+        ids
+    };
+    let before = ids().await;
+    assert_eq!(before.iter().map(|(account, _)| account.as_str()).collect::<Vec<_>>(), ["CONTROL", "WORK"]);
+    edge.rebuild_links().await.unwrap();
+    eventually("both links are new", || async {
+        let now = ids().await;
+        now.len() == 2 && now.iter().all(|link| !before.contains(link))
+    })
+    .await;
+    eventually("the link is up again", || crosses(&control, &admin, "ew.hb.n1")).await;
 
     hub.server.revoke(Account::Control, &key).await.unwrap();
     eventually("the revoked node is out", || async { !crosses(&control, &admin, "ew.hb.n1").await }).await;
@@ -487,6 +551,14 @@ async fn users_come_and_go_without_dropping_the_others_and_survive() {
     assert!(crosses(&clients[0], &clients[0], "app.ns0.x").await);
     let (heard, spoken) = ("app.ns1.x", &clients[0]);
     assert!(!crosses(spoken, &clients[1], heard).await, "a pod spoke in another's namespace");
+
+    // Asked for again, they stand as they are; only what changed is made anew.
+    let again = |pod: &User| (pod.name.clone(), pod.account, pod.permissions.clone());
+    let mut wanted: Vec<_> = pods.iter().take(2).map(again).collect();
+    wanted.push(("pod-2".to_owned(), Account::Work, Permissions::full()));
+    let ensured = edge.ensure_users(wanted).await.unwrap();
+    assert_eq!(ensured[..2], pods[..2]);
+    assert_ne!(ensured[2].password, pods[2].password);
 
     edge.remove_users(&["pod-1".to_owned()]).await.unwrap();
     eventually("the removed user is out", || async {
@@ -635,5 +707,50 @@ async fn what_is_wrong_is_named() {
     let bad = Permissions { publish_allow: vec!["a..b".into()], subscribe_allow: vec![] };
     let error = edge.put_users(vec![User::new("bad", Account::Work, bad)]).await.unwrap_err();
     assert_eq!(error.code(), "EW-NATS-CONFIG", "{error}");
+    edge.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_store_is_told_and_never_keeps_the_server_down() {
+    let ground = Ground::new("store");
+    let config = leaf_config(&ground, "n1", None);
+    let data = ground.dir("n1");
+    let outbox = || stream::Config {
+        name: subject::STREAM_OUTBOX.into(),
+        subjects: vec!["ew.rep.>".into()],
+        ..Default::default()
+    };
+    let edge = leaf_with(&config).await;
+    let js = jetstream::new(on_leaf(&edge, "m", Account::Control, "n1").await);
+    js.create_stream(outbox()).await.unwrap();
+    for i in 0..20 {
+        js.publish(format!("ew.rep.{i}"), "report".into()).await.unwrap().await.unwrap();
+    }
+    assert_eq!(edge.status().borrow().store_warnings, Vec::<String>::new());
+
+    // One byte of the stream's description, then kill -9: the server starts without the stream and says so; made again, it
+    // has all its messages.
+    let damaged = data.join("jetstream/CONTROL/streams/OUTBOX/meta.inf");
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    std::fs::write(&damaged, bytes).unwrap();
+    kill_recorded(&data);
+    let status = until(&edge, "restarted", |s| s.restarts == 1 && s.phase == Phase::Ready).await;
+    assert!(status.store_warnings.len() == 1 && status.store_warnings[0].contains("OUTBOX"), "{status:?}");
+    let js = jetstream::new(login(&edge, &edge.user("m").await.unwrap(), "n1").await);
+    assert!(js.get_stream("OUTBOX").await.is_err());
+    assert_eq!(js.create_stream(outbox()).await.unwrap().cached_info().state.messages, 20);
+    edge.stop().await.unwrap();
+
+    // A store that is none: moved aside, kept for a look, and an empty one in its place.
+    std::fs::rename(data.join("jetstream"), data.join("before")).unwrap();
+    std::fs::write(data.join("jetstream"), "not a directory").unwrap();
+    let edge = leaf_with(&config).await;
+    let moved = edge.status().borrow().store_moved.clone().expect("it is told");
+    assert!(moved.reason.contains("JetStream"), "{moved:?}");
+    assert_eq!(std::fs::read_to_string(&moved.to).unwrap(), "not a directory");
+    let js = jetstream::new(login(&edge, &edge.user("m").await.unwrap(), "n1").await);
+    assert_eq!(js.create_stream(outbox()).await.unwrap().cached_info().state.messages, 0);
     edge.stop().await.unwrap();
 }

@@ -10,10 +10,12 @@
 //! * [`envelope`] CloudEvents attributes as NATS headers around a MessagePack body
 //! * [`report`] what a node says of itself and of its pods
 //! * [`desired`] what a node must have, and the lineage that guards it
+//! * [`credential`] credentials of pods, nodes and tools
 //! * [`command`] what the hub asks a node to do, and the frames of a byte stream
 //! * [`quantity`] Kubernetes quantities (`100m`, `64Mi`) as numbers
 
 pub mod command;
+pub mod credential;
 pub mod desired;
 pub mod envelope;
 pub mod name;

@@ -1,8 +1,8 @@
 //! Allow-lists. What is not on them is refused by the server, so a forgotten subject is closed, not open.
 //!
 //! A client's answers need no entry: whoever hears a request may answer it, a few times and for a while ([`RESPONSES_MAX`],
-//! [`RESPONSES_TTL`]). Across a leaf this does not hold (measured with 2.15.1: the node's server drops the answer), so a
-//! node's list names the inboxes of the hub.
+//! [`RESPONSES_TTL`]). Across a leaf this does not hold (measured with 2.15.1: the node's server drops the answer), so the
+//! hub asks a node with a reply subject among the node's own (`ew.str.<node>.`), and no node may write to another's inbox.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ pub fn node_permissions(node: &NodeName) -> (Permissions, Permissions) {
             subject::request(node, ">"),
             subject::heartbeat(node),
             subject::stream_up(node, ">"),
-            format!("{}.>", subject::inbox(subject::DOMAIN_HUB)),
+            subject::module_state(node.as_str(), "*"),
             api("INFO"),
             api(&format!("CONSUMER.MSG.NEXT.{desired}.{consumer}")),
             // Both forms of an acknowledgement; the longer one names the stream's domain and account hash.
@@ -127,7 +127,7 @@ mod tests {
             ("ew.cmd.n1.containers.logs", false, true),
             ("ew.cmd.n1._stream.abc", false, true),
             ("ew.cmd.n2.containers.logs", false, false),
-            ("_INBOX.hub.api.x", true, false),
+            ("_INBOX.hub.api.x", false, false),
             ("_INBOX.n1.x", false, true),
             ("_INBOX.n2.x", false, false),
             ("$JS.hub.API.CONSUMER.MSG.NEXT.KV_desired.node_n1", true, false),

@@ -92,7 +92,17 @@ impl HubKeys {
         jwt::user(signer, public_key, name, permissions, expires, Timestamp::now())
     }
 
-    /// Makes a user of `account` with a key of its own: the text of its credentials file.
+    /// Makes a user of `account` with a key of its own: its token and the seed of its key.
+    pub fn mint(
+        &self,
+        account: Account,
+        name: &str,
+        permissions: &Permissions,
+    ) -> Result<(String, String), IdentityError> {
+        self.account(account).mint(name, permissions)
+    }
+
+    /// As [`HubKeys::mint`], as the text of a credentials file.
     pub fn creds(
         &self,
         account: Account,
@@ -171,10 +181,15 @@ impl AccountKey {
         Ok(token)
     }
 
-    fn creds(&self, name: &str, permissions: &Permissions) -> Result<String, IdentityError> {
+    fn mint(&self, name: &str, permissions: &Permissions) -> Result<(String, String), IdentityError> {
         let user = KeyPair::new_user();
         let token = jwt::user(&self.key, &user.public_key(), name, permissions, None, Timestamp::now())?;
-        Ok(jwt::creds(&token, &user.seed().map_err(|error| IdentityError::key(name, error))?))
+        Ok((token, user.seed().map_err(|error| IdentityError::key(name, error))?))
+    }
+
+    fn creds(&self, name: &str, permissions: &Permissions) -> Result<String, IdentityError> {
+        let (token, seed) = self.mint(name, permissions)?;
+        Ok(jwt::creds(&token, &seed))
     }
 
     fn revoke(&self, operator: &KeyPair, public_key: &str) -> Result<(), IdentityError> {
@@ -235,6 +250,6 @@ fn is_of(token: &str, operator: &KeyPair, public_key: &str) -> bool {
 
 fn revokes(token: &str, state: &AccountState) -> bool {
     let listed = jwt::claims(token).and_then(|c| c.pointer("/nats/revocations").cloned());
-    listed.and_then(|l| serde_json::from_value(l).ok()).unwrap_or_else(jwt::Revocations::default)
+    listed.and_then(|l| serde_json::from_value::<jwt::Revocations>(l).ok()).unwrap_or_default()
         == state.revocations
 }

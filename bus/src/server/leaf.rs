@@ -18,12 +18,14 @@ use super::hub::{common, digest, reachable};
 use super::process::{Login, Plan, Probe, Supervisor};
 use super::users::{User, Users};
 use super::{ServerError, ServerStatus};
+use crate::identity::Permissions;
 use crate::module::Account;
 
 /// The supervisor's own user, in the server's own account.
 pub(super) const SYS_USER: &str = "_supervisor";
 /// The Go runtime of a leaf collects rather than grows from here on.
 const GOMEMLIMIT: &str = "20MiB";
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 const HUB_URLS_MAX: usize = 16;
 
 /// How a node's server is to run.
@@ -54,6 +56,21 @@ pub struct HubLink {
     pub control_creds: PathBuf,
     /// Credentials file of the node in WORK.
     pub work_creds: PathBuf,
+}
+
+/// A link that stands.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+pub struct Link {
+    /// The server's number for this connection.
+    pub id: u64,
+    /// `CONTROL` or `WORK`.
+    pub account: String,
+    /// Bytes that came from the hub.
+    #[serde(default)]
+    pub in_bytes: u64,
+    /// Bytes that went to the hub.
+    #[serde(default)]
+    pub out_bytes: u64,
 }
 
 /// A node's server, supervised.
@@ -97,9 +114,33 @@ impl LeafServer {
         &self.url
     }
 
-    /// Adds or replaces users: on disk and in force when this returns. Calls that come together are one reload.
+    /// Adds or replaces users: on disk and in force when this returns. Calls that come together are one reload. A client
+    /// whose handshake meets a reload is refused once, whoever it is (measured): connect again.
     pub async fn put_users(&self, users: Vec<User>) -> Result<(), ServerError> {
         self.change(|all| users.into_iter().try_for_each(|user| all.put(user))).await
+    }
+
+    /// The users of these names, accounts and permissions: those that stand already keep their passwords, the others are
+    /// made; one reload for all, none when nothing is new. What an agent calls at its start for its modules.
+    pub async fn ensure_users(
+        &self,
+        wanted: Vec<(String, Account, Permissions)>,
+    ) -> Result<Vec<User>, ServerError> {
+        let (mut users, mut fresh) = (Vec::new(), Vec::new());
+        for (name, account, permissions) in wanted {
+            let stands =
+                self.user(&name).await.filter(|u| u.account == account && u.permissions == permissions);
+            let user = stands.unwrap_or_else(|| {
+                let user = User::new(name, account, permissions);
+                fresh.push(user.clone());
+                user
+            });
+            users.push(user);
+        }
+        if !fresh.is_empty() {
+            self.put_users(fresh).await?;
+        }
+        Ok(users)
     }
 
     /// Removes users; their connections end. Names that do not exist are gone already.
@@ -129,7 +170,7 @@ impl LeafServer {
         }
         let before = std::mem::replace(&mut state.config.hub, hub);
         match state.plan() {
-            Ok(plan) => self.supervisor.replace(plan).await,
+            Ok(plan) => self.within(self.supervisor.replace(plan)).await,
             Err(error) => {
                 state.config.hub = before;
                 Err(error)
@@ -144,6 +185,42 @@ impl LeafServer {
             (state.probe(), state.files().log())
         };
         probe.connect().await.map_err(|reason| ServerError::NotReady { reason, log })
+    }
+
+    /// The links to the hub that stand now, as the server sees them; one for each account when all is well.
+    pub async fn links(&self) -> Result<Vec<Link>, ServerError> {
+        let answer = self.ask_server("LEAFZ", json!({})).await?;
+        let leafs = answer.pointer("/data/leafs").cloned().unwrap_or_else(|| json!([]));
+        serde_json::from_value(leafs)
+            .map_err(|error| ServerError::Config(format!("links of the server: {error}")))
+    }
+
+    /// Drops every link to the hub; the server makes them anew. For a link that is silent though the server thinks it
+    /// stands: never for one whose bytes advance (compare [`LeafServer::links`]).
+    pub async fn rebuild_links(&self) -> Result<(), ServerError> {
+        for link in self.links().await? {
+            self.ask_server("KICK", json!({"cid": link.id})).await?;
+        }
+        Ok(())
+    }
+
+    /// A server that is down does not keep its callers: what they changed stands, and is in force once it is up.
+    async fn within(&self, change: impl Future<Output = Result<(), ServerError>>) -> Result<(), ServerError> {
+        match tokio::time::timeout(CHANGE_TIMEOUT, change).await {
+            Ok(result) => result,
+            Err(_) => self.supervisor.ready(Duration::ZERO).await,
+        }
+    }
+
+    async fn ask_server(&self, verb: &str, body: Value) -> Result<Value, ServerError> {
+        let log = self.state.lock().await.files().log();
+        let failed =
+            |reason: &dyn ToString| ServerError::NotReady { reason: reason.to_string(), log: log.clone() };
+        let client = self.sys_client().await?;
+        let subject = format!("$SYS.REQ.SERVER.{}.{verb}", client.server_info().server_id);
+        let answer =
+            client.request(subject, body.to_string().into()).await.map_err(|error| failed(&error))?;
+        serde_json::from_slice(&answer.payload).map_err(|error| failed(&error))
     }
 
     /// Stops it and the supervising.
@@ -170,7 +247,7 @@ impl LeafServer {
             // outside it, so that changes gather while a reload runs.
             self.supervisor.enqueue_reload(state.server_config()).await?
         };
-        in_force.await.unwrap_or(Err(ServerError::Stopped))
+        self.within(async { in_force.await.unwrap_or(Err(ServerError::Stopped)) }).await
     }
 }
 

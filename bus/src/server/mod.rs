@@ -6,7 +6,8 @@
 //!
 //! * [`hub`] operator mode, TLS for clients and leafs; [`leaf`] local users, two remotes
 //! * [`users`] the leaf's users on disk
-//! * [`binary`] which `nats-server`; [`process`] the supervisor; [`child`] one process: record, signals, log
+//! * [`binary`] which `nats-server`; [`process`] the supervisor; [`child`] one process: record, signals, log;
+//!   [`store`] what it says of its store
 
 pub mod binary;
 mod child;
@@ -14,10 +15,11 @@ pub mod hub;
 pub mod leaf;
 mod process;
 mod session;
+mod store;
 pub mod users;
 
 pub use hub::{HubConfig, HubServer};
-pub use leaf::{HubLink, LeafConfig, LeafServer};
+pub use leaf::{HubLink, Link, LeafConfig, LeafServer};
 pub use users::{USERS_MAX, User};
 
 use std::net::SocketAddr;
@@ -38,8 +40,12 @@ pub struct ServerStatus {
     pub restarts: u32,
     /// Why it last went down, with the end of its log.
     pub last_error: Option<String>,
-    /// Its JetStream store was unreadable at a start and was moved aside: why, and where to. What was in it is gone from
-    /// the server; to be told, and repaired from the hub.
+    /// What the server said against single streams or consumers of its store at its last start. It runs without them;
+    /// making such a stream again, as it was declared, brings its messages back (measured). A damaged block of messages
+    /// it drops *without a word*: that shows in the stream's sequence alone.
+    pub store_warnings: Vec<String>,
+    /// Its JetStream store kept the server from starting and was moved aside: why, and where to. What was in it is gone
+    /// from the server; to be told, and repaired from the hub.
     pub store_moved: Option<StoreMoved>,
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::binary::Binary;
 use super::child::{Files, Record, complaints};
-use super::{Phase, ServerError, ServerStatus, StoreMoved, session};
+use super::{Phase, ServerError, ServerStatus, StoreMoved, session, store};
 use crate::identity::write_private;
 
 const COMMANDS_MAX: usize = 256;
@@ -320,6 +320,9 @@ impl Task {
                     let _ = done.send(copy);
                 }
             }
+            if self.status.borrow().phase != Phase::Ready {
+                self.note_store_warnings(&self.plan.files.log_since(running.log_from));
+            }
             // Only now: an adopted server has our users by now.
             self.status.send_if_modified(|s| std::mem::replace(&mut s.phase, Phase::Ready) != Phase::Ready);
         }
@@ -399,14 +402,22 @@ impl Task {
         }
     }
 
+    fn note_store_warnings(&self, log: &str) {
+        let warnings = store::warnings(log);
+        for warning in &warnings {
+            tracing::error!(server = %self.plan.name, %warning, "part of the JetStream store is unreadable");
+        }
+        self.say(|s| s.store_warnings = warnings);
+    }
+
     /// A store that stops the server from starting is moved aside, once for each start, loudly.
     fn rescue_store(&self, log: &str) {
-        let Some(reason) = store_complaint(log) else { return };
-        let store = self.plan.files.store();
+        let Some(reason) = store::complaint(log) else { return };
+        let dir = self.plan.files.store();
         let at = schemas::Timestamp::now().0;
-        let to = store.with_file_name(format!("jetstream.corrupt-{at}"));
-        remove_older(&store);
-        match std::fs::rename(&store, &to) {
+        let to = dir.with_file_name(format!("{}{at}", store::MOVED_PREFIX));
+        store::remove_moved(&dir);
+        match std::fs::rename(&dir, &to) {
             Ok(()) => {
                 tracing::error!(server = %self.plan.name, %reason, to = %to.display(),
                     "JetStream store is unreadable: moved aside, starting with an empty one");
@@ -457,23 +468,6 @@ impl Task {
 
     fn say(&self, change: impl FnOnce(&mut ServerStatus)) {
         self.status.send_modify(change);
-    }
-}
-
-/// The line by which a server that does not start blames its store.
-fn store_complaint(log: &str) -> Option<String> {
-    let line = log.lines().rev().find(|line| line.contains("[FTL]") && line.contains("JetStream"))?;
-    Some(line.split_once("[FTL] ").map_or(line, |(_, rest)| rest).chars().take(300).collect())
-}
-
-/// One store moved aside is kept for a look; older ones would fill the disk.
-fn remove_older(store: &std::path::Path) {
-    let Some(dir) = store.parent() else { return };
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with("jetstream.corrupt-") {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
     }
 }
 

@@ -1,1 +1,171 @@
-//! credentials.
+//! Gives each pod its own credential for the node's server, and takes it back.
+//!
+//! In: `ew.local.credentials.issue` and `.withdraw`, asked by `containers`. Out: the answer. The credential is made on the
+//! node, offline too; it opens the pod's namespace on this node and nothing anywhere else, and it stays the same for the
+//! life of the pod, across restarts of everything.
+
+use std::sync::Arc;
+
+use bus::flow::Flow;
+use bus::identity::Permissions;
+use bus::connection::Handles;
+use bus::module::{Account, Effect, Input, Message, Module, Rim};
+use bus::server::{LeafServer, User};
+use schemas::Timestamp;
+use schemas::command::{Refusal, Reply};
+use schemas::credential::{Issue, Issued, Withdraw};
+use schemas::name::Namespace;
+use schemas::subject;
+
+/// Name of the module.
+pub const NAME: &str = "credentials";
+
+/// All that the module reads and writes.
+pub fn flows() -> Vec<Flow> {
+    vec![
+        Flow::respond(subject::local(NAME, "issue"), "Issue -> Issued"),
+        Flow::respond(subject::local(NAME, "withdraw"), "Withdraw -> ()"),
+    ]
+}
+
+/// What only the rim can do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Act {
+    /// Make the user, or find it.
+    Put(Message, Issue),
+    /// Remove the user.
+    Remove(Message, Withdraw),
+}
+
+/// The answer to one question.
+#[derive(Debug)]
+pub struct Done {
+    message: Message,
+    answer: Vec<u8>,
+}
+
+/// The module. It holds nothing: the server's users are the state.
+#[derive(Default)]
+pub struct Credentials;
+
+impl Module for Credentials {
+    type Act = Act;
+    type Done = Done;
+
+    fn apply(&mut self, input: Input<Done>, _now: Timestamp) -> Vec<Effect<Act>> {
+        match input {
+            Input::Message(message) => {
+                let act = if message.subject == subject::local(NAME, "issue") {
+                    schemas::decode(&message.payload).map(|issue| Act::Put(message.clone(), issue))
+                } else {
+                    schemas::decode(&message.payload).map(|withdraw| Act::Remove(message.clone(), withdraw))
+                };
+                match act {
+                    Ok(act) => vec![Effect::Act(act)],
+                    Err(error) => {
+                        let refusal: Reply<()> =
+                            Err(Refusal::new(400, "EW-BAD-REQUEST", format!("{}: {error}", message.subject)));
+                        Effect::reply(&message, &refusal).into_iter().collect()
+                    }
+                }
+            }
+            Input::Done(Done { message, answer }) => match message.reply {
+                Some(to) => vec![Effect::Reply { account: message.account, to, payload: answer }],
+                None => Vec::new(),
+            },
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// What a pod of that namespace may do on its node. No raw JetStream: a pod that may create one stream reads everything.
+pub fn permissions(namespace: &Namespace, inbox: &str) -> Permissions {
+    let own = |class: &str| format!("{class}.{namespace}.>");
+    Permissions {
+        publish_allow: vec![own("app"), own("up"), own("local")],
+        subscribe_allow: vec![own("app"), own("down"), own("local"), format!("{inbox}.>")],
+    }
+}
+
+fn user_name(uid: &str) -> String {
+    format!("pod-{}", subject::token(uid))
+}
+
+/// The rim: the node's server.
+pub struct CredentialsRim(pub Arc<LeafServer>);
+
+impl CredentialsRim {
+    async fn put(&self, issue: &Issue) -> Reply<Issued> {
+        let name = user_name(&issue.uid);
+        let inbox = subject::inbox(&name);
+        let allowed = permissions(&issue.namespace, &inbox);
+        let user = match self.0.user(&name).await {
+            Some(user) if user.permissions == allowed => user,
+            _ => {
+                let user = User::new(&name, Account::Work, allowed);
+                self.0.put_users(vec![user.clone()]).await.map_err(|error| {
+                    Refusal::new(500, "EW-CREDENTIAL", format!("no credential for the pod: {error}"))
+                })?;
+                user
+            }
+        };
+        let address = self.0.url().trim_start_matches("nats://");
+        let url = format!("nats://{}:{}@{address}", user.name, user.password);
+        Ok(Issued { url, inbox })
+    }
+}
+
+impl Rim<Credentials> for CredentialsRim {
+    async fn act(&self, _bus: &Handles, act: Act) -> Option<Done> {
+        Some(match act {
+            Act::Put(message, issue) => Done { answer: schemas::encode(&self.put(&issue).await), message },
+            Act::Remove(message, withdraw) => {
+                let removed: Reply<()> =
+                    self.0.remove_users(&[user_name(&withdraw.uid)]).await.map_err(|error| {
+                        Refusal::new(500, "EW-CREDENTIAL", format!("the credential stays: {error}"))
+                    });
+                Done { answer: schemas::encode(&removed), message }
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_reaches_its_namespace_and_no_jetstream() {
+        let allowed = permissions(&Namespace::new("demo").unwrap(), "_INBOX.pod-1");
+        let may = |list: &[String], subject: &str| list.iter().any(|filter| subject::matches(filter, subject));
+        for (subject, publish, hear) in [
+            ("app.demo.temp", true, true),
+            ("up.demo.temp", true, false),
+            ("down.demo.temp", false, true),
+            ("local.demo.a.b", true, true),
+            ("app.other.temp", false, false),
+            ("up.other.temp", false, false),
+            ("$JS.API.STREAM.CREATE.X", false, false),
+            ("$JS.API.INFO", false, false),
+            ("_INBOX.pod-1.x", false, true),
+            ("_INBOX.pod-2.x", false, false),
+            ("ew.cmd.n.x", false, false),
+        ] {
+            assert_eq!(may(&allowed.publish_allow, subject), publish, "publish {subject}");
+            assert_eq!(may(&allowed.subscribe_allow, subject), hear, "subscribe {subject}");
+        }
+    }
+
+    #[test]
+    fn rubbish_is_answered() {
+        let message = Message {
+            account: Account::Control,
+            subject: subject::local(NAME, "issue"),
+            headers: Default::default(),
+            payload: b"rubbish".to_vec(),
+            reply: Some("r".into()),
+        };
+        let effects = Credentials.apply(Input::Message(message), Timestamp(0));
+        assert!(matches!(effects.as_slice(), [Effect::Reply { .. }]));
+    }
+}

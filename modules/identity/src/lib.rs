@@ -1,1 +1,142 @@
-//! identity.
+//! Who may join and who may look: join tokens, enrolment of nodes, and the operator's own credential for the bus.
+//!
+//! In: `ew.local.identity.{enroll,token.create,token.list,token.delete,bus}`, asked by `api`, body and answer as the HTTP
+//! API has them. State: bucket `identity` (`token.<id>`, `node.<name>`), written under compare-and-set, so that a token is
+//! never used more often than it may be, whatever happens at once. Secrets are kept as hashes; nodes' keys never come here.
+//!
+//! * [`decide`] the module; this file: its rim, which signs.
+
+pub mod decide;
+
+use std::sync::Arc;
+
+use base64::Engine;
+use bus::connection::Handles;
+use bus::flow::Flow;
+use bus::identity::{HubKeys, Permissions, node_permissions};
+use bus::module::{Account, Rim};
+use schemas::command::Refusal;
+use schemas::credential::{Enrolled, JoinToken, TokenRecord};
+use schemas::subject;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use decide::{Act, Answer, Done, Identity};
+
+/// Name of the module.
+pub const NAME: &str = "identity";
+/// The verbs it answers.
+pub const VERBS: [&str; 5] = ["enroll", "token.create", "token.list", "token.delete", "bus"];
+
+/// All that the module reads and writes.
+pub fn flows() -> Vec<Flow> {
+    let mut flows: Vec<Flow> =
+        VERBS.iter().map(|verb| Flow::respond(subject::local(NAME, verb), "JSON -> Reply<JSON>")).collect();
+    flows.push(Flow::watch(subject::BUCKET_IDENTITY, "*.*", "TokenRecord, NodeRecord"));
+    flows.push(Flow::write(subject::BUCKET_IDENTITY, "*.*", "TokenRecord, NodeRecord"));
+    flows
+}
+
+/// Where others reach this hub.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// `https://host:port` of the API.
+    pub api: Vec<String>,
+    /// `tls://host:port` for leafs.
+    pub leafs: Vec<String>,
+    /// `tls://host:port` for tools.
+    pub bus: String,
+}
+
+/// The rim: keys and randomness.
+pub struct IdentityRim {
+    /// The hub's keys.
+    pub keys: Arc<HubKeys>,
+    /// The hub's CA (PEM).
+    pub ca_pem: String,
+    /// SHA-256 of the CA (DER), hex.
+    pub ca_sha256: String,
+    /// Where others reach this hub.
+    pub addresses: Addresses,
+}
+
+/// Hex of SHA-256.
+pub fn sha256_hex(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn random_hex(bytes: usize) -> Result<String, Refusal> {
+    let mut buffer = vec![0u8; bytes];
+    getrandom::fill(&mut buffer)
+        .map_err(|error| Refusal::new(500, "EW-RANDOM", format!("no randomness: {error}")))?;
+    Ok(buffer.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn signing(error: impl std::fmt::Display) -> Refusal {
+    Refusal::new(500, "EW-SIGNING", format!("the hub cannot sign: {error}"))
+}
+
+impl IdentityRim {
+    /// Makes the secret, and the string that holds it; the record holds its hash.
+    fn token(&self, mut record: TokenRecord) -> Result<(TokenRecord, Value), Refusal> {
+        let secret = random_hex(20)?;
+        record.id = random_hex(5)?;
+        record.secret_sha256 = sha256_hex(&secret);
+        let token = JoinToken {
+            hubs: self.addresses.api.clone(),
+            ca_sha256: self.ca_sha256.clone(),
+            id: record.id.clone(),
+            secret,
+        };
+        let json = serde_json::to_vec(&token).map_err(signing)?;
+        let text = format!("ew1.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json));
+        let answer = json!({
+            "token": text, "id": record.id, "expires": record.expires.rfc3339(), "uses": record.uses, "node": record.node,
+        });
+        Ok((record, answer))
+    }
+
+    fn enrolled(&self, enroll: &schemas::credential::Enroll) -> Result<Value, Refusal> {
+        let (control, work) = node_permissions(&enroll.node);
+        let sign = |account, key: &str, permissions: &Permissions| {
+            self.keys.user(account, key, enroll.node.as_str(), permissions, None).map_err(|error| {
+                Refusal::new(400, "EW-ENROLL-KEY", format!("the node's key is refused: {error}"))
+            })
+        };
+        let enrolled = Enrolled {
+            control_jwt: sign(Account::Control, &enroll.control_key, &control)?,
+            work_jwt: sign(Account::Work, &enroll.work_key, &work)?,
+            leaf_urls: self.addresses.leafs.clone(),
+            ca_pem: self.ca_pem.clone(),
+        };
+        serde_json::to_value(enrolled).map_err(signing)
+    }
+
+    fn bus(&self) -> Result<Value, Refusal> {
+        let login = |account| -> Result<Value, Refusal> {
+            let (jwt, seed) =
+                self.keys.mint(account, "operator", &Permissions::full()).map_err(signing)?;
+            Ok(json!({"jwt": jwt, "seed": seed}))
+        };
+        Ok(json!({
+            "url": self.addresses.bus,
+            "ca_pem": self.ca_pem,
+            "control": login(Account::Control)?,
+            "work": login(Account::Work)?,
+            "inbox": subject::module_inbox(subject::DOMAIN_HUB, &format!("tool-{}", random_hex(8)?)),
+        }))
+    }
+}
+
+impl Rim<Identity> for IdentityRim {
+    async fn act(&self, _bus: &Handles, act: Act) -> Option<Done> {
+        Some(match act {
+            Act::MakeToken(message, record) => match self.token(record) {
+                Ok((record, answer)) => Done::Token(message, record, answer),
+                Err(refusal) => Done::Answer(message, Answer::Err(refusal)),
+            },
+            Act::Sign(message, enroll) => Done::Answer(message, self.enrolled(&enroll)),
+            Act::Bus(message) => Done::Answer(message, self.bus()),
+        })
+    }
+}

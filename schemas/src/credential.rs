@@ -1,0 +1,122 @@
+//! Credentials: of pods on their node, of nodes and tools at the hub.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+use crate::name::{Namespace, NodeName};
+
+/// Asks for a pod's credential. Request `ew.local.credentials.issue`; answered with `Reply<Issued>`, the same each time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issue {
+    /// UID of the pod.
+    pub uid: String,
+    /// Its namespace: whose subjects it opens.
+    pub namespace: Namespace,
+}
+
+/// A pod's credential.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// `nats://user:password@address:port`: becomes `NATS_URL`.
+    pub url: String,
+    /// The only inbox prefix that the pod may listen on: becomes `NATS_INBOX_PREFIX`.
+    pub inbox: String,
+}
+
+/// Takes a pod's credential back. Request `ew.local.credentials.withdraw`; answered with `Reply<()>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdraw {
+    /// UID of the pod.
+    pub uid: String,
+}
+
+/// A join token as the hub keeps it (bucket `identity`, key `token.<id>`). The secret itself is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Public part.
+    pub id: String,
+    /// SHA-256 of the secret, hex.
+    pub secret_sha256: String,
+    /// Only this node may use it.
+    pub node: Option<NodeName>,
+    /// Uses left.
+    pub uses: u32,
+    /// Not after.
+    pub expires: Timestamp,
+}
+
+/// An enrolled node as the hub keeps it (bucket `identity`, key `node.<name>`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its name.
+    pub node: NodeName,
+    /// Public key of its user in CONTROL.
+    pub control_key: String,
+    /// Public key of its user in WORK.
+    pub work_key: String,
+    /// When it joined first.
+    pub enrolled: Timestamp,
+}
+
+/// Body of `POST /edgewire/v1/tokens` (JSON).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewToken {
+    /// Seconds that it is good for.
+    #[serde(default = "hour")]
+    pub ttl_s: u64,
+    /// Only this node may use it.
+    #[serde(default)]
+    pub node: Option<NodeName>,
+    /// How often it may be used.
+    #[serde(default = "once")]
+    pub uses: u32,
+}
+
+fn hour() -> u64 {
+    3600
+}
+
+fn once() -> u32 {
+    1
+}
+
+/// What a token string holds: `ew1.` and this as base64url of JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// The hub's API addresses, `https://host:port`.
+    pub hubs: Vec<String>,
+    /// SHA-256 of the hub's CA certificate (DER), hex: what the joining node trusts.
+    pub ca_sha256: String,
+    /// Public part.
+    pub id: String,
+    /// Secret part.
+    pub secret: String,
+}
+
+/// Body of `POST /edgewire/v1/enroll` (JSON). The keys were made on the node; only their public halves travel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enroll {
+    /// From the token.
+    pub id: String,
+    /// From the token.
+    pub secret: String,
+    /// The name that the node wants.
+    pub node: NodeName,
+    /// Public user nkey for CONTROL.
+    pub control_key: String,
+    /// Public user nkey for WORK.
+    pub work_key: String,
+}
+
+/// Answer to [`Enroll`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// The node's token in CONTROL.
+    pub control_jwt: String,
+    /// The node's token in WORK.
+    pub work_jwt: String,
+    /// Where its leaf connects: `tls://host:port` of each hub.
+    pub leaf_urls: Vec<String>,
+    /// The hub's CA (PEM).
+    pub ca_pem: String,
+}
