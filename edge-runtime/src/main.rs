@@ -1,2 +1,78 @@
-//! edge-runtime.
-fn main() {}
+//! The node's process. It only wires: its own server and containerd first, then streams, then the modules.
+//!
+//! * [`config`] settings; [`join`] enrolment; [`membership`] what enrolment left on disk
+//! * [`containerd`] a private containerd; [`network`] the pods' bridge; [`wiring`] which modules run here
+
+mod config;
+mod containerd;
+mod join;
+mod membership;
+mod network;
+mod wiring;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use config::{Args, Command, Config};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let outcome = match args.command {
+        Some(Command::LogPump { .. }) => return containers::runtime::logs::log_pump_main(),
+        Some(Command::Join(join)) => block_on(join::join(join)),
+        None => Config::load(args.run).and_then(|config| {
+            logging(config.log_json);
+            block_on(async {
+                let stop = CancellationToken::new();
+                tokio::spawn(stop_on_signal(stop.clone()));
+                wiring::run(config, stop).await
+            })
+        }),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edge-runtime: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    // One worker beside the main thread: an idle node should be small.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(8)
+        .thread_stack_size(1024 * 1024)
+        .enable_all()
+        .build()?;
+    runtime.block_on(work)
+}
+
+fn logging(json: bool) {
+    let filter = EnvFilter::try_from_env("EDGEWIRE_LOG").unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        builder.json().init();
+    } else {
+        use std::io::IsTerminal;
+        builder.with_ansi(std::io::stderr().is_terminal()).init();
+    }
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    stop.cancel();
+}

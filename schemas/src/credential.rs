@@ -23,7 +23,7 @@ pub struct Issued {
     pub inbox: String,
 }
 
-/// Takes a pod's credential back. Request `ew.local.credentials.withdraw`; answered with `Reply<()>`.
+/// Takes a pod's credential back. Request `ew.local.credentials.revoke`; answered with `Reply<()>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Withdraw {
     /// UID of the pod.

@@ -12,33 +12,37 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::write_private;
 
-const RECORD: &str = "nats-server.json";
-const PID_FILE: &str = "nats-server.pid";
-const LOG: &str = "nats-server.log";
-const CONFIG: &str = "nats-server.conf";
 /// How much of the log's end is looked at.
 const LOG_TAIL_MAX_BYTES: u64 = 64 * 1024;
 const POLL: Duration = Duration::from_millis(50);
 
-/// The files of one server.
+/// The files of one server: `<name>.conf`, `.log`, `.pid`, `.json`.
 #[derive(Debug, Clone)]
-pub(super) struct Files {
+pub struct Files {
+    /// Where they lie.
     pub dir: PathBuf,
+    /// Name of the program.
+    pub name: &'static str,
 }
 
 impl Files {
+    /// Its configuration.
     pub fn config(&self) -> PathBuf {
-        self.dir.join(CONFIG)
+        self.dir.join(format!("{}.conf", self.name))
     }
+    /// What it says.
     pub fn log(&self) -> PathBuf {
-        self.dir.join(LOG)
+        self.dir.join(format!("{}.log", self.name))
     }
+    /// Its own pid file.
     pub fn pid(&self) -> PathBuf {
-        self.dir.join(PID_FILE)
+        self.dir.join(format!("{}.pid", self.name))
     }
+    /// Our [`Record`] of it.
     pub fn record(&self) -> PathBuf {
-        self.dir.join(RECORD)
+        self.dir.join(format!("{}.json", self.name))
     }
+    /// Where `nats-server` stores streams.
     pub fn store(&self) -> PathBuf {
         self.dir.join("jetstream")
     }
@@ -60,6 +64,7 @@ impl Files {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Its length now.
     pub fn log_length(&self) -> u64 {
         self.log().metadata().map_or(0, |meta| meta.len())
     }
@@ -67,9 +72,12 @@ impl Files {
 
 /// A process of ours, as it stands on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub struct Record {
+    /// Its pid.
     pub pid: i32,
+    /// When it was started, in the kernel's ticks.
     pub start_time: u64,
+    /// In which life of the machine.
     pub boot_id: String,
     /// Of what it was started with, users left out.
     pub digest: String,
@@ -97,10 +105,12 @@ impl Record {
         arguments.split(|b| *b == 0).any(|argument| argument == config).then(|| Self::of(pid, ""))?
     }
 
+    /// Is it still that process?
     pub fn is_alive(&self) -> bool {
         self.boot_id == boot_id() && start_time(self.pid) == Some(self.start_time)
     }
 
+    /// Keeps it for a later life of ours.
     pub fn save(&self, files: &Files) -> std::io::Result<()> {
         write_private(&files.record(), &serde_json::to_vec(self).unwrap_or_default())
     }
@@ -147,7 +157,7 @@ fn start_time(pid: i32) -> Option<u64> {
 }
 
 /// The lines of a server's log that say what went wrong, the last ones, in one line.
-pub(super) fn complaints(log: &str) -> String {
+pub fn complaints(log: &str) -> String {
     let bad = |line: &&str| ["[FTL]", "[ERR]", "nats-server:"].iter().any(|mark| line.contains(mark));
     let mut lines: Vec<&str> = log.lines().rev().filter(bad).take(3).collect();
     lines.reverse();

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::binary::Binary;
+use super::binary::{self, Binary};
 use super::child::Files;
 use super::process::{Login, Plan, Probe, Supervisor};
 use super::{ServerError, ServerStatus};
@@ -26,6 +26,8 @@ pub(super) const LOGS_MAX: u32 = 2;
 const BATCHES_PER_STREAM_MAX: u32 = 1000;
 /// Atomic batches that may be open in all.
 const BATCHES_MAX: u32 = 4000;
+/// A line of the protocol. CONNECT is one, and holds the user token with its allow-lists; the default is 4 KiB.
+const CONTROL_LINE_MAX_BYTES: u32 = 32 * 1024;
 /// TLS over a 64 kbit/s link takes its time.
 const TLS_TIMEOUT_S: u32 = 10;
 
@@ -57,7 +59,7 @@ impl HubServer {
     /// among the names that `tls` was made for.
     pub async fn start(config: HubConfig, keys: Arc<HubKeys>, tls: &Tls) -> Result<Self, ServerError> {
         let binary = Binary::find(config.binary.as_deref()).await?;
-        let files = Files { dir: config.data_dir.clone() };
+        let files = Files { dir: config.data_dir.clone(), name: binary::NAME };
         let text = server_config(&config, &files, &keys, tls);
         let probe = Probe {
             url: format!("tls://{}", reachable(config.listen)),
@@ -159,6 +161,7 @@ pub(super) fn common(files: &Files, domain: &str, store_max_bytes: u64) -> Value
         "logfile_size_limit": LOG_MAX_BYTES,
         "logfile_max_num": LOGS_MAX,
         "max_payload": MESSAGE_MAX_BYTES,
+        "max_control_line": CONTROL_LINE_MAX_BYTES,
         "ping_interval": "5s",
         "ping_max": 2,
         "jetstream": {

@@ -12,7 +12,7 @@ use schemas::subject::{ACCOUNT_CONTROL, ACCOUNT_SYS, ACCOUNT_WORK, domain_edge};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
 
-use super::binary::Binary;
+use super::binary::{self, Binary};
 use super::child::Files;
 use super::hub::{common, digest, reachable};
 use super::process::{Login, Plan, Probe, Supervisor};
@@ -253,7 +253,7 @@ impl LeafServer {
 
 impl State {
     fn files(&self) -> Files {
-        Files { dir: self.config.data_dir.clone() }
+        Files { dir: self.config.data_dir.clone(), name: binary::NAME }
     }
 
     fn probe(&self) -> Probe {

@@ -10,11 +10,11 @@
 //!   [`store`] what it says of its store
 
 pub mod binary;
-mod child;
+pub mod child;
 pub mod hub;
 pub mod leaf;
 mod process;
-mod session;
+pub mod session;
 mod store;
 pub mod users;
 

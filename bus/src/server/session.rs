@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 /// Makes `command` start in its own session.
-pub(super) fn detach(command: &mut tokio::process::Command) {
+pub fn detach(command: &mut tokio::process::Command) {
     // SAFETY: the closure only calls setsid(2), which is async-signal-safe, and allocates nothing.
     unsafe {
         command.pre_exec(|| nix::unistd::setsid().map(|_| ()).map_err(std::io::Error::from));

@@ -1,6 +1,6 @@
 //! Gives each pod its own credential for the node's server, and takes it back.
 //!
-//! In: `ew.local.credentials.issue` and `.withdraw`, asked by `containers`. Out: the answer. The credential is made on the
+//! In: `ew.local.credentials.issue` and `.revoke`, asked by `containers`. Out: the answer. The credential is made on the
 //! node, offline too; it opens the pod's namespace on this node and nothing anywhere else, and it stays the same for the
 //! life of the pod, across restarts of everything.
 
@@ -24,7 +24,7 @@ pub const NAME: &str = "credentials";
 pub fn flows() -> Vec<Flow> {
     vec![
         Flow::respond(subject::local(NAME, "issue"), "Issue -> Issued"),
-        Flow::respond(subject::local(NAME, "withdraw"), "Withdraw -> ()"),
+        Flow::respond(subject::local(NAME, "revoke"), "Withdraw -> ()"),
     ]
 }
 

@@ -135,11 +135,16 @@ impl Down {
         }
         let listed = std::mem::take(listed);
         self.phase = Phase::Following;
-        self.repair(page.lineage, &listed)
+        self.repair(page.lineage, &listed, page.at_revision)
     }
 
     /// The whole list is here: both ways.
-    fn repair(&mut self, lineage: Lineage, listed: &BTreeMap<DesiredKey, u64>) -> Vec<Step> {
+    fn repair(
+        &mut self,
+        lineage: Lineage,
+        listed: &BTreeMap<DesiredKey, u64>,
+        at_revision: u64,
+    ) -> Vec<Step> {
         let mut steps = Vec::new();
         self.missing = listed
             .iter()
@@ -152,7 +157,9 @@ impl Down {
         let mut orphans = BTreeSet::new();
         let absent = self.held.iter().filter(|(key, _)| !listed.contains_key(key));
         for (key, local) in absent {
-            if self.writing.contains_key(key) {
+            // What was pulled after the list's moment is not absent from it.
+            let since = local.revision > at_revision && lineage.contains(&local.position());
+            if since || self.writing.contains_key(key) {
                 continue;
             }
             let known = lineage.contains(&local.position());
@@ -205,8 +212,8 @@ impl Down {
             } else {
                 incoming.desired.resource_version >= held.desired.resource_version
             };
-            // A UID that is gone does not come back.
-            if !newer || gone && incoming.desired.content != Content::Tombstone {
+            // A pod that is gone does not come back; a ConfigMap does, when a pod needs it again.
+            if !newer || gone && key.plural == "pods" && incoming.desired.content != Content::Tombstone {
                 return Verdict::Stale;
             }
         }
@@ -370,11 +377,22 @@ mod tests {
     }
 
     #[test]
-    fn a_uid_that_is_gone_does_not_come_back() {
+    fn a_pod_that_is_gone_does_not_come_back() {
         let mut down = following();
         let gone = Desired { content: Content::Tombstone, ..desired("e1", 9) };
         assert!(matches!(down.offer(&key("a"), 9, gone), Verdict::Write(_)));
         assert_eq!(down.offer(&key("a"), 10, desired("e1", 10)), Verdict::Stale);
+        let config = DesiredKey { plural: "configmaps".into(), ..key("c") };
+        let gone = Desired { content: Content::Tombstone, ..desired("e1", 9) };
+        assert!(matches!(down.offer(&config, 11, gone), Verdict::Write(_)));
+        assert!(matches!(down.offer(&config, 12, desired("e1", 9)), Verdict::Write(_)), "needed again");
+    }
+
+    #[test]
+    fn what_came_after_the_lists_moment_is_not_absent() {
+        let mut down = following();
+        down.connect(1000);
+        assert_eq!(down.page(list(lineage(&[("e1", 0)]), 6, &[("a", 5)]), 1000), [Step::Pull]);
     }
 
     #[test]

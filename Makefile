@@ -1,0 +1,74 @@
+# Edgewire's commands: one for each thing a developer does, the same words that CI uses. `make` lists them.
+#
+# Everything is built with cargo's dev profile and for the whole workspace: naming single crates would choose other
+# features for the dependencies and compile them again. Only the static example workloads have a build of their own.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+
+export PATH := $(CURDIR)/.tools/bin:$(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
+
+.PHONY: help
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo demo-cut demo-heal clean-demo
+demo: preflight setup build images ## Hub and two edges on this machine, and the outage; ONCE=1 asserts it and ends
+	@scripts/demo $(if $(ONCE),--once)
+
+demo-cut: ## In a running demo: drop the packets of a node's link (NODE=edge-a)
+	@scripts/demo cut "$(or $(NODE),$(error which node? make demo-cut NODE=edge-a))"
+
+demo-heal: ## In a running demo: give a node its link back (NODE=edge-a)
+	@scripts/demo heal "$(or $(NODE),$(error which node? make demo-heal NODE=edge-a))"
+
+clean-demo: ## Remove everything that a demo left, also after a kill -9
+	@scripts/demo clean
+
+.PHONY: test test-unit test-e2e
+test: preflight setup lint build-all images ## Every check: format, lint, unit, end-to-end, the demo (what CI runs)
+	cargo test --workspace --no-fail-fast
+	@scripts/demo --once
+
+test-unit: ## The tests inside the crates: no root, no servers of the machine
+	cargo test --workspace --lib --bins
+
+test-e2e: preflight setup build-all images ## The tests against real nats-server, containerd and kubectl
+	cargo test --workspace --test '*' --no-fail-fast
+
+.PHONY: lint fmt docs-check
+lint: ## Format, clippy, licences and sources of dependencies, shell scripts
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@# Advisories are left out: their database needs a network that may be absent. `cargo deny check advisories` asks.
+	cargo deny --workspace check --hide-inclusion-graph licenses bans sources
+	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; \
+		else echo "lint: no shellcheck on this machine; the scripts were not checked"; fi
+
+fmt: ## Format the code
+	cargo fmt --all
+
+docs-check: ## Is what is generated from the code (docs/flows.md) still true?
+	cargo test --workspace --test docs
+
+.PHONY: bench images build build-all setup preflight
+bench: preflight setup images ## Measure; print the table that docs/benchmarks.md keeps
+	cargo bench --workspace
+
+images: ## The example workloads as OCI images in target/images, with no registry
+	@scripts/images.sh
+
+build: ## The programs (target/debug)
+	cargo build --workspace --bins
+
+build-all: ## The programs and all tests
+	cargo build --workspace --all-targets
+
+setup: ## Install what is missing (idempotent)
+	@scripts/setup.sh
+
+preflight: ## Name what this machine lacks
+	@scripts/preflight.sh

@@ -1,0 +1,155 @@
+//! The hub's settings: a TOML file, then the environment, then flags, in rising order of strength.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use serde::Deserialize;
+
+/// Where the API listens unless told.
+pub const API_PORT: u16 = 6443;
+/// Where tools reach the bus unless told.
+pub const BUS_PORT: u16 = 4222;
+/// Where nodes connect unless told.
+pub const LEAF_PORT: u16 = 7422;
+
+/// Runs an Edgewire hub: the Kubernetes API, the bus, and the modules that steer the nodes.
+///
+/// The first start makes keys, certificates and a kubeconfig in the data directory. Then, on any machine with the
+/// kubeconfig: `kubectl get nodes`. To add a node: `edgewire token create`, and on the node `edgewire join TOKEN`.
+#[derive(Debug, Parser)]
+#[command(name = "cloud-hub", version)]
+pub struct Args {
+    /// Settings file (TOML); environment and flags override it
+    #[arg(long, env = "EDGEWIRE_HUB_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory for keys, objects and streams [default: /var/lib/edgewire-hub]
+    #[arg(long, env = "EDGEWIRE_HUB_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address and port of the Kubernetes API [default: 0.0.0.0:6443]
+    #[arg(long, env = "EDGEWIRE_HUB_API_LISTEN", value_name = "ADDR")]
+    pub api_listen: Option<SocketAddr>,
+    /// Address and port where tools reach the bus [default: 0.0.0.0:4222]
+    #[arg(long, env = "EDGEWIRE_HUB_BUS_LISTEN", value_name = "ADDR")]
+    pub bus_listen: Option<SocketAddr>,
+    /// Address and port where nodes connect [default: 0.0.0.0:7422]
+    #[arg(long, env = "EDGEWIRE_HUB_LEAF_LISTEN", value_name = "ADDR")]
+    pub leaf_listen: Option<SocketAddr>,
+    /// Name or address by which nodes and tools reach this hub; may be given several times, the first is preferred
+    #[arg(long, env = "EDGEWIRE_HUB_ADVERTISE", value_name = "HOST", value_delimiter = ',')]
+    pub advertise: Vec<String>,
+    /// Where to write the kubeconfig [default: DATA_DIR/kubeconfig]
+    #[arg(long, env = "EDGEWIRE_HUB_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The nats-server to run [default: beside this program, then PATH]
+    #[arg(long, env = "EDGEWIRE_NATS_SERVER", value_name = "FILE")]
+    pub nats_server: Option<PathBuf>,
+    /// Form of the log: human or json [default: human]
+    #[arg(long, env = "EDGEWIRE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+}
+
+/// The settings file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    data_dir: Option<PathBuf>,
+    api_listen: Option<SocketAddr>,
+    bus_listen: Option<SocketAddr>,
+    leaf_listen: Option<SocketAddr>,
+    advertise: Vec<String>,
+    kubeconfig: Option<PathBuf>,
+    nats_server: Option<PathBuf>,
+    log_format: Option<String>,
+}
+
+/// All settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Keys, objects, streams.
+    pub data_dir: PathBuf,
+    /// The Kubernetes API.
+    pub api_listen: SocketAddr,
+    /// Tools.
+    pub bus_listen: SocketAddr,
+    /// Nodes.
+    pub leaf_listen: SocketAddr,
+    /// By which others reach this hub; never empty.
+    pub advertise: Vec<String>,
+    /// Where to write it.
+    pub kubeconfig: PathBuf,
+    /// The server to run.
+    pub nats_server: Option<PathBuf>,
+    /// JSON logs?
+    pub log_json: bool,
+}
+
+impl Config {
+    /// Brings file, environment and flags together.
+    pub fn load(args: Args) -> anyhow::Result<Self> {
+        let file: File = match &args.config {
+            None => File::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("EW-CONFIG: cannot read {}", path.display()))?;
+                toml::from_str(&text).with_context(|| format!("EW-CONFIG: {} is not valid", path.display()))?
+            }
+        };
+        let any = |port| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port);
+        let data_dir =
+            args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/edgewire-hub"));
+        let api_listen = args.api_listen.or(file.api_listen).unwrap_or_else(|| any(API_PORT));
+        let mut advertise = if args.advertise.is_empty() { file.advertise } else { args.advertise };
+        if advertise.is_empty() {
+            advertise = guess_addresses(api_listen.ip());
+        }
+        let log_json = match args.log_format.or(file.log_format).as_deref() {
+            None | Some("human") => false,
+            Some("json") => true,
+            Some(other) => bail!("EW-CONFIG: log format {other:?} is neither \"human\" nor \"json\""),
+        };
+        Ok(Self {
+            kubeconfig: args.kubeconfig.or(file.kubeconfig).unwrap_or_else(|| data_dir.join("kubeconfig")),
+            data_dir,
+            api_listen,
+            bus_listen: args.bus_listen.or(file.bus_listen).unwrap_or_else(|| any(BUS_PORT)),
+            leaf_listen: args.leaf_listen.or(file.leaf_listen).unwrap_or_else(|| any(LEAF_PORT)),
+            advertise,
+            nats_server: args.nats_server.or(file.nats_server),
+            log_json,
+        })
+    }
+}
+
+/// The listening address itself; if that is every address, this machine's name and loopback.
+fn guess_addresses(listen: IpAddr) -> Vec<String> {
+    if !listen.is_unspecified() {
+        return vec![listen.to_string()];
+    }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim().to_owned();
+    if name.is_empty() || name == "(none)" { vec!["127.0.0.1".into()] } else { vec![name, "127.0.0.1".into()] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_stronger_than_the_file() {
+        let dir = std::env::temp_dir().join(format!("ew-hub-config-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("hub.toml");
+        std::fs::write(&path, "data_dir = \"/a\"\nadvertise = [\"hub.example\"]\nlog_format = \"json\"\n").unwrap();
+        let args = Args::parse_from(["cloud-hub", "--config", path.to_str().unwrap(), "--data-dir", "/b"]);
+        let config = Config::load(args).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("/b"));
+        assert_eq!(config.advertise, ["hub.example"]);
+        assert!(config.log_json);
+        std::fs::write(&path, "data_dirr = \"/a\"\n").unwrap();
+        let args = Args::parse_from(["cloud-hub", "--config", path.to_str().unwrap()]);
+        assert!(format!("{:#}", Config::load(args).unwrap_err()).contains("data_dirr"), "the typo is named");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,169 @@
+//! Which modules run at the hub, and what each is given.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use bus::connection::{Bus, Connector, Login, Mint};
+use bus::durable::Durable;
+use bus::host::Host;
+use bus::identity::{HubKeys, Tls};
+use bus::module::{Account, NoRim};
+use bus::provision::{self, Place};
+use bus::runner::Spec;
+use bus::server::{HubConfig, HubServer};
+use identity::{Addresses, IdentityRim};
+use schemas::subject;
+use sync::hub::{Links, LinksRim};
+use tokio_util::sync::CancellationToken;
+
+use crate::access;
+use crate::config::Config;
+
+/// How long the server may take to be ready; a large store takes a while to be read.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bound of all streams together.
+const STORE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
+/// The modules' clock.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Runs the hub until `stop`.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("EW-DATA-DIR: cannot make {}", config.data_dir.display()))?;
+    let keys = Arc::new(HubKeys::load_or_create(&config.data_dir.join("keys"))?);
+    let tls = Tls::load_or_create(&config.data_dir.join("tls"), &config.advertise)?;
+    let server = HubServer::start(
+        HubConfig {
+            data_dir: config.data_dir.join("nats"),
+            listen: config.bus_listen,
+            leaf_listen: config.leaf_listen,
+            binary: config.nats_server.clone(),
+            store_max_bytes: STORE_BYTES_MAX,
+        },
+        keys.clone(),
+        &tls,
+    )
+    .await?;
+    server.ready(READY_TIMEOUT).await?;
+    let connector = connector(&server, keys.clone(), &tls);
+    let control = provision_all(&connector).await?;
+    let boot_id = schemas::object::new_uid();
+    sync::hub::begin_epoch(&control, boot_id.clone(), schemas::object::new_uid())
+        .await
+        .context("the epoch of the hub's store cannot begin")?;
+    let mut host = Host::new(connector, Durable::temporary()?, stop.clone());
+    modules(&mut host, &config, &keys, &tls, &boot_id)?;
+    let token = access::token(&config.data_dir)?;
+    access::write_kubeconfig(&config, &tls, &token, config.api_listen.port())?;
+    serve(&mut host, &config, &tls, token)?;
+    tracing::info!(
+        api = %config.api_listen,
+        leafs = %config.leaf_listen,
+        kubeconfig = %config.kubeconfig.display(),
+        "hub runs; next: export KUBECONFIG={}",
+        config.kubeconfig.display()
+    );
+    host.run().await;
+    server.stop().await?;
+    Ok(())
+}
+
+/// Connects modules with a credential that the hub signs for each, holding what their flows declare.
+fn connector(server: &HubServer, keys: Arc<HubKeys>, tls: &Tls) -> Connector {
+    let mint: Mint = Arc::new(move |account, owner, permissions| {
+        let keys = keys.clone();
+        Box::pin(async move {
+            let (jwt, seed) =
+                keys.mint(account, &owner, &permissions).map_err(|error| error.to_string())?;
+            Ok(Login::Jwt { jwt, seed })
+        })
+    });
+    Connector {
+        node: subject::DOMAIN_HUB.to_owned(),
+        domain: subject::DOMAIN_HUB.to_owned(),
+        url: server.url().to_owned(),
+        ca: Some(tls.ca_file.clone()),
+        mint,
+    }
+}
+
+/// Makes the hub's streams and buckets. Gives a connection that may begin the epoch.
+async fn provision_all(connector: &Connector) -> anyhow::Result<Bus> {
+    for account in [Account::Control, Account::Work] {
+        let permissions = provision::permissions(&connector.domain);
+        let bus = connector.connect_with("provision", permissions, account).await?;
+        provision::provision(&bus, Place::Hub).await?;
+    }
+    let flows = [
+        bus::flow::Flow::watch(subject::BUCKET_DESIRED, subject::KEY_LINEAGE, "Lineage"),
+        bus::flow::Flow::write(subject::BUCKET_DESIRED, subject::KEY_LINEAGE, "Lineage"),
+    ];
+    Ok(connector.connect("epoch", &flows, Account::Control).await?)
+}
+
+fn modules(
+    host: &mut Host,
+    config: &Config,
+    keys: &Arc<HubKeys>,
+    tls: &Tls,
+    boot_id: &str,
+) -> anyhow::Result<()> {
+    let at = |port: u16, scheme: &str| -> Vec<String> {
+        config.advertise.iter().map(|host| format!("{scheme}://{host}:{port}")).collect()
+    };
+    let addresses = Addresses {
+        api: at(config.api_listen.port(), "https"),
+        leafs: at(config.leaf_listen.port(), "tls"),
+        bus: at(config.bus_listen.port(), "tls").into_iter().next().unwrap_or_default(),
+    };
+    let (keys, ca_pem, ca_sha256) = (keys.clone(), tls.ca_pem.clone(), tls.fingerprint.clone());
+    host.module(spec(identity::NAME, identity::flows()), move || {
+        let rim = IdentityRim {
+            keys: keys.clone(),
+            ca_pem: ca_pem.clone(),
+            ca_sha256: ca_sha256.clone(),
+            addresses: addresses.clone(),
+        };
+        (identity::decide::Identity::default(), rim)
+    });
+    let (hub_boot_id, seed) = (boot_id.to_owned(), boot_id.to_owned());
+    host.module(spec("nodes", nodes::flows()), move || {
+        (nodes::Nodes::new(hub_boot_id.clone(), hub_boot_id.clone()), NoRim)
+    });
+    let scheduler_seed = seed.clone();
+    host.module(spec("scheduler", scheduler::flows()), move || {
+        (scheduler::Scheduler::new(scheduler_seed.clone()), NoRim)
+    });
+    host.module(spec("placement", placement::flows()), || (placement::Placement::new(), NoRim));
+    host.module(spec("events", events::flows()), move || (events::Events::new(seed.clone()), NoRim));
+    let readers = vec![
+        ("nodes", subject::raised_reports("sync", "node")),
+        ("placement", subject::raised_reports("containers", "pod")),
+        ("events", subject::raised_events()),
+    ];
+    host.module(spec(sync::hub::NAME, sync::hub::flows()), move || {
+        (Links::default(), LinksRim { readers: readers.clone() })
+    });
+    Ok(())
+}
+
+fn serve(host: &mut Host, config: &Config, tls: &Tls, token: String) -> anyhow::Result<()> {
+    let read = |path: &std::path::Path| {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let serving = api::Config {
+        listen: config.api_listen,
+        certificate_pem: read(&tls.cert_file)? + &tls.ca_pem,
+        key_pem: read(&tls.key_file)?,
+        tokens: vec![api::Token { secret: token, user: "edgewire-admin".to_owned() }],
+    };
+    host.module(spec(api::module::NAME, api::module::flows()), move || {
+        (api::module::Api, api::module::ApiRim(serving.clone()))
+    });
+    Ok(())
+}
+
+fn spec(name: &'static str, flows: Vec<bus::flow::Flow>) -> Spec {
+    Spec { name, flows, tick: TICK }
+}

@@ -1,0 +1,259 @@
+//! The node's settings: a TOML file, then the environment, then flags, in rising order of strength.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use schemas::name::NodeName;
+use serde::Deserialize;
+
+/// Runs an Edgewire node: its own bus, containerd, and the modules that run pods, on and off line.
+///
+/// A node has to join a hub once: `edgewire join TOKEN`. What it was told then runs for good, also after a reboot with no
+/// hub in reach.
+#[derive(Debug, Parser)]
+#[command(name = "edge-runtime", version, args_conflicts_with_subcommands = true)]
+pub struct Args {
+    /// What to do instead of running the node
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What else the program does.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Enrol this machine as a node of a hub
+    Join(JoinArgs),
+    /// Writes a container's output to its log (containerd calls it)
+    #[command(hide = true)]
+    LogPump {
+        /// As the shim passes it on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+}
+
+/// Enrol this machine as a node of a hub.
+#[derive(Debug, Parser)]
+pub struct JoinArgs {
+    /// What `edgewire token create` printed at the hub
+    pub token: String,
+    /// Name of the node [default: this machine's host name]
+    #[arg(long = "name", env = "EDGEWIRE_NODE")]
+    pub node: Option<String>,
+    /// Directory for the node's data
+    #[arg(long, env = "EDGEWIRE_DATA_DIR", value_name = "DIR", default_value = "/var/lib/edgewire")]
+    pub data_dir: PathBuf,
+}
+
+/// How to run the node.
+#[derive(Debug, Parser)]
+pub struct RunArgs {
+    /// Settings file (TOML); environment and flags override it
+    #[arg(long, env = "EDGEWIRE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Name of the node [default: the one it joined with]
+    #[arg(long = "name", env = "EDGEWIRE_NODE")]
+    pub node: Option<String>,
+    /// Directory for the node's data [default: /var/lib/edgewire]
+    #[arg(long, env = "EDGEWIRE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Port of the node's own bus, on the pods' gateway address [default: 4222]
+    #[arg(long, env = "EDGEWIRE_BUS_PORT", value_name = "PORT")]
+    pub bus_port: Option<u16>,
+    /// Addresses of the pods [default: 10.85.0.0/24]
+    #[arg(long, env = "EDGEWIRE_POD_CIDR", value_name = "CIDR")]
+    pub pod_cidr: Option<String>,
+    /// Bridge that pods are joined to; made when absent [default: edgewire0]
+    #[arg(long, env = "EDGEWIRE_BRIDGE", value_name = "NAME")]
+    pub bridge: Option<String>,
+    /// An address of this node for its Node object [default: none]
+    #[arg(long, env = "EDGEWIRE_ADDRESS", value_name = "IP")]
+    pub address: Option<String>,
+    /// Socket of a running containerd [default: a private containerd is started]
+    #[arg(long, env = "EDGEWIRE_CONTAINERD", value_name = "SOCKET")]
+    pub containerd: Option<PathBuf>,
+    /// containerd's namespace for our containers [default: edgewire]
+    #[arg(long, env = "EDGEWIRE_CONTAINERD_NAMESPACE", value_name = "NAME")]
+    pub containerd_namespace: Option<String>,
+    /// Directory of image archives (docker or OCI tar) to import; may be given several times
+    #[arg(long, env = "EDGEWIRE_IMAGES", value_name = "DIR", value_delimiter = ',')]
+    pub images: Vec<PathBuf>,
+    /// A label that the node starts with (key=value); may be given several times
+    #[arg(long = "label", env = "EDGEWIRE_LABELS", value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub labels: Vec<String>,
+    /// The nats-server to run [default: beside this program, then PATH]
+    #[arg(long, env = "EDGEWIRE_NATS_SERVER", value_name = "FILE")]
+    pub nats_server: Option<PathBuf>,
+    /// Form of the log: human or json [default: human]
+    #[arg(long, env = "EDGEWIRE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+}
+
+/// The settings file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    name: Option<String>,
+    data_dir: Option<PathBuf>,
+    bus_port: Option<u16>,
+    pod_cidr: Option<String>,
+    bridge: Option<String>,
+    address: Option<String>,
+    containerd: Option<PathBuf>,
+    containerd_namespace: Option<String>,
+    images: Vec<PathBuf>,
+    labels: BTreeMap<String, String>,
+    nats_server: Option<PathBuf>,
+    log_format: Option<String>,
+}
+
+/// All settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name, if it was set here.
+    pub node: Option<NodeName>,
+    /// The node's data.
+    pub data_dir: PathBuf,
+    /// Port of the node's bus.
+    pub bus_port: u16,
+    /// Addresses of the pods.
+    pub pod_cidr: Cidr,
+    /// Bridge of the pods.
+    pub bridge: String,
+    /// For the Node object.
+    pub address: Option<String>,
+    /// A running containerd; `None` for a private one.
+    pub containerd: Option<PathBuf>,
+    /// containerd's namespace.
+    pub containerd_namespace: String,
+    /// Where image archives lie.
+    pub images: Vec<PathBuf>,
+    /// Labels that the node starts with.
+    pub labels: BTreeMap<String, String>,
+    /// The server to run.
+    pub nats_server: Option<PathBuf>,
+    /// JSON logs?
+    pub log_json: bool,
+}
+
+/// An IPv4 network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    /// Its first address.
+    pub network: Ipv4Addr,
+    /// Bits of the prefix.
+    pub prefix: u8,
+}
+
+impl Cidr {
+    /// Reads `a.b.c.d/n`, n from 8 to 29.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/')?;
+        let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+        if !(8..=29).contains(&prefix) {
+            return None;
+        }
+        let mask = u32::MAX << (32 - prefix);
+        Some(Self { network: Ipv4Addr::from(u32::from(address) & mask), prefix })
+    }
+
+    /// The gateway: the first address after the network's own. The node's bus listens there.
+    pub fn gateway(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.network) + 1)
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.network, self.prefix)
+    }
+}
+
+impl Config {
+    /// Brings file, environment and flags together.
+    pub fn load(args: RunArgs) -> anyhow::Result<Self> {
+        let file: File = match &args.config {
+            None => File::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("EW-CONFIG: cannot read {}", path.display()))?;
+                toml::from_str(&text).with_context(|| format!("EW-CONFIG: {} is not valid", path.display()))?
+            }
+        };
+        let node = match args.node.or(file.name) {
+            Some(name) => Some(NodeName::new(name).context("EW-CONFIG: name")?),
+            None => None,
+        };
+        let cidr = args.pod_cidr.or(file.pod_cidr).unwrap_or_else(|| "10.85.0.0/24".to_owned());
+        let Some(pod_cidr) = Cidr::parse(&cidr) else {
+            bail!("EW-CONFIG: pod_cidr {cidr:?} is not an IPv4 network such as 10.85.0.0/24 (prefix 8 to 29)");
+        };
+        let bridge = args.bridge.or(file.bridge).unwrap_or_else(|| "edgewire0".to_owned());
+        if bridge.is_empty() || bridge.len() > 15 || bridge.contains(['/', ' ']) {
+            bail!("EW-CONFIG: bridge {bridge:?} is not an interface name of at most 15 characters");
+        }
+        let mut labels = file.labels;
+        for label in &args.labels {
+            let Some((key, value)) = label.split_once('=') else {
+                bail!("EW-CONFIG: label {label:?} is not KEY=VALUE");
+            };
+            labels.insert(key.to_owned(), value.to_owned());
+        }
+        let log_json = match args.log_format.or(file.log_format).as_deref() {
+            None | Some("human") => false,
+            Some("json") => true,
+            Some(other) => bail!("EW-CONFIG: log format {other:?} is neither \"human\" nor \"json\""),
+        };
+        Ok(Self {
+            node,
+            data_dir: args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/edgewire")),
+            bus_port: args.bus_port.or(file.bus_port).unwrap_or(4222),
+            pod_cidr,
+            bridge,
+            address: args.address.or(file.address),
+            containerd: args.containerd.or(file.containerd),
+            containerd_namespace: args
+                .containerd_namespace
+                .or(file.containerd_namespace)
+                .unwrap_or_else(|| "edgewire".to_owned()),
+            images: if args.images.is_empty() { file.images } else { args.images },
+            labels,
+            nats_server: args.nats_server.or(file.nats_server),
+            log_json,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_read_and_bounded() {
+        let cidr = Cidr::parse("10.85.3.7/24").unwrap();
+        assert_eq!((cidr.to_string(), cidr.gateway().to_string()), ("10.85.3.0/24".into(), "10.85.3.1".into()));
+        for bad in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.0/30", "x/24"] {
+            assert!(Cidr::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (args, word) in [
+            (vec!["--pod-cidr", "10.0.0.0"], "pod_cidr"),
+            (vec!["--name", "Not_A_Name"], "node name"),
+            (vec!["--label", "novalue"], "novalue"),
+            (vec!["--log-format", "xml"], "xml"),
+            (vec!["--config", "/does/not/exist"], "/does/not/exist"),
+        ] {
+            let args = Args::parse_from([vec!["edge-runtime"], args].concat());
+            let error = format!("{:#}", Config::load(args.run).unwrap_err());
+            assert!(error.contains(word) && error.starts_with("EW-CONFIG"), "{error}");
+        }
+    }
+}

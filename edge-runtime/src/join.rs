@@ -1,0 +1,209 @@
+//! Joining a hub: keys are made here, only their public halves travel, over TLS pinned to the authority whose
+//! fingerprint stands in the token.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use base64::Engine;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
+use schemas::credential::{Enroll, Enrolled, JoinToken};
+use schemas::name::NodeName;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::config::JoinArgs;
+use crate::membership::{self, Keys};
+
+/// One hub's answer is waited for so long.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// The largest answer that is read.
+const ANSWER_MAX_BYTES: u64 = 256 * 1024;
+
+/// Joins, trying the token's hubs in order.
+pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
+    let token = read_token(&args.token)?;
+    let name = match args.node {
+        Some(name) => name,
+        None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_lowercase(),
+    };
+    let node = NodeName::new(name).context("EW-NODE-NAME: choose one with --name")?;
+    let keys = Keys::load_or_create(&args.data_dir)?;
+    let enroll = Enroll {
+        id: token.id.clone(),
+        secret: token.secret.clone(),
+        node: node.clone(),
+        control_key: keys.control.public_key(),
+        work_key: keys.work.public_key(),
+    };
+    let mut last = anyhow!("EW-JOIN-TOKEN: the token names no hub; make a new one with `edgewire token create`");
+    for hub in &token.hubs {
+        match tokio::time::timeout(TIMEOUT, post(hub, &token.ca_sha256, &enroll)).await {
+            Ok(Ok(enrolled)) => {
+                membership::save(&args.data_dir, node.clone(), &keys, enrolled)?;
+                println!("joined {hub} as {node}; next: edgewire edge --data-dir {}", args.data_dir.display());
+                return Ok(());
+            }
+            Ok(Err(error)) => last = error.context(format!("hub {hub}")),
+            Err(_) => last = anyhow!("EW-HUB-UNREACHABLE: hub {hub} did not answer in {} s", TIMEOUT.as_secs()),
+        }
+    }
+    Err(last)
+}
+
+fn read_token(text: &str) -> anyhow::Result<JoinToken> {
+    let bad = "EW-JOIN-TOKEN: this is not a join token (`ew1.…`); copy all of what `edgewire token create` printed";
+    let body = text.trim().strip_prefix("ew1.").context(bad)?;
+    let json = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(body).map_err(|_| anyhow!(bad))?;
+    serde_json::from_slice(&json).map_err(|_| anyhow!(bad))
+}
+
+async fn post(hub: &str, ca_sha256: &str, enroll: &Enroll) -> anyhow::Result<Enrolled> {
+    let authority = hub.strip_prefix("https://").context("EW-JOIN-TOKEN: the hub's address is not https")?;
+    let authority = authority.trim_end_matches('/');
+    let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "443"));
+    let host = host.trim_matches(['[', ']']);
+    let port: u16 = port.parse().context("EW-JOIN-TOKEN: the hub's port is not a number")?;
+    let unreachable = || format!("EW-HUB-UNREACHABLE: cannot reach {authority}; is the hub running and the port open?");
+    let tcp = tokio::net::TcpStream::connect((host, port)).await.with_context(unreachable)?;
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(pinned(ca_sha256)?));
+    let name = ServerName::try_from(host.to_owned()).context("EW-JOIN-TOKEN: the hub's name is not valid")?;
+    let mut tls = connector
+        .connect(name, tcp)
+        .await
+        .context("EW-HUB-UNTRUSTED: this is not the hub that made the token (or its certificate lacks this name)")?;
+    let body = serde_json::to_vec(enroll)?;
+    // One small request on a connection of its own: not worth an HTTP client.
+    let head = format!(
+        "POST /edgewire/v1/enroll HTTP/1.1\r\nHost: {authority}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    tls.write_all(head.as_bytes()).await?;
+    tls.write_all(&body).await?;
+    tls.flush().await?;
+    let mut answer = Vec::new();
+    // A server that closes without TLS' own farewell has still said all: the length is checked below.
+    let read = (&mut tls).take(ANSWER_MAX_BYTES).read_to_end(&mut answer).await;
+    if answer.is_empty() {
+        read.context("EW-HUB-UNREACHABLE: the hub closed the connection")?;
+    }
+    let (status, body) = parse_answer(&answer)?;
+    if status == 200 {
+        return serde_json::from_slice(&body).context("EW-HUB-ANSWER: the hub's answer is not understood");
+    }
+    let message = serde_json::from_slice::<serde_json::Value>(&body)
+        .ok()
+        .and_then(|json| json.get("message").and_then(|m| m.as_str()).map(str::to_owned))
+        .unwrap_or_else(|| format!("HTTP status {status}"));
+    bail!("{message}")
+}
+
+/// Status and body of a whole HTTP/1.1 answer.
+fn parse_answer(answer: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
+    let bad = "EW-HUB-ANSWER: the hub's answer is not HTTP";
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").context(bad)?;
+    let head = std::str::from_utf8(answer.get(..end).unwrap_or_default()).context(bad)?;
+    let mut body = answer.get(end + 4..).unwrap_or_default().to_vec();
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context(bad)?;
+    let lower = head.to_ascii_lowercase();
+    if lower.contains("transfer-encoding: chunked") {
+        bail!("EW-HUB-ANSWER: the hub answered in chunks");
+    }
+    let length = lower.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    if let Some(length) = length {
+        if body.len() < length {
+            bail!("EW-HUB-ANSWER: the hub's answer was cut off");
+        }
+        body.truncate(length);
+    }
+    Ok((status, body))
+}
+
+fn pinned(ca_sha256: &str) -> anyhow::Result<rustls::ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Pinned { ca_sha256: ca_sha256.to_lowercase(), provider: provider.clone() };
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth())
+}
+
+/// Trusts the one authority with this fingerprint, which the server has to send along, and checks the rest as usual.
+#[derive(Debug)]
+struct Pinned {
+    ca_sha256: String,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let hex = |der: &CertificateDer<'_>| -> String {
+            Sha256::digest(der.as_ref()).iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        let ca = intermediates
+            .iter()
+            .find(|der| hex(der) == self.ca_sha256)
+            .ok_or_else(|| rustls::Error::General("no certificate with the token's fingerprint".into()))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone().into_owned())?;
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_token_is_said() {
+        for bad in ["", "ew1.", "ew1.!!!", "abc", "ew1.e30"] {
+            assert!(read_token(bad).unwrap_err().to_string().contains("EW-JOIN-TOKEN"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_whole_or_refused() {
+        let (status, body) = parse_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi!").unwrap();
+        assert_eq!((status, body.as_slice()), (200, b"hi".as_slice()));
+        assert!(parse_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi").is_err());
+        assert!(parse_answer(b"rubbish").is_err());
+    }
+}
