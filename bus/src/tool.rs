@@ -102,9 +102,7 @@ impl Bus {
     ) -> Result<(), ToolError> {
         let (to, headers) = (subject.to_owned(), to_nats(headers));
         let sent = match reply {
-            Some(reply) => {
-                self.client.publish_with_reply_and_headers(to, reply, headers, payload).await
-            }
+            Some(reply) => self.client.publish_with_reply_and_headers(to, reply, headers, payload).await,
             None if headers.is_empty() => self.client.publish(to, payload).await,
             None => self.client.publish_with_headers(to, headers, payload).await,
         };
@@ -142,9 +140,7 @@ impl Bus {
         match tokio::time::timeout(REQUEST_TIMEOUT, echo.next()).await {
             Ok(Some(_)) => Ok(()),
             Ok(None) => Err(failed(&inbox, "the connection was closed")),
-            Err(_) => {
-                Err(ToolError::Timeout { subject: inbox, timeout_ms: REQUEST_TIMEOUT.as_millis() })
-            }
+            Err(_) => Err(ToolError::Timeout { subject: inbox, timeout_ms: REQUEST_TIMEOUT.as_millis() }),
         }
     }
 

@@ -213,6 +213,7 @@ fn runtime_config(config: &Config) -> RuntimeConfig {
         data_dir: config.data_dir.join("containers"),
         bridge: config.bridge.clone(),
         pod_cidr: config.pod_cidr.to_string(),
+        image_dirs: config.images.clone(),
         ..RuntimeConfig::default()
     }
 }

@@ -188,13 +188,11 @@ impl Object {
         let found = conditions.iter_mut().find(|c| c.get("type").and_then(Value::as_str) == Some(kind));
         let text = |c: &Value, name: &str| c.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
         let mut since = now.rfc3339();
-        if let Some(old) = &found {
-            if text(old, "status") == status {
-                if text(old, "reason") == reason && text(old, "message") == message {
-                    return false;
-                }
-                since = text(old, "lastTransitionTime");
+        if let Some(old) = found.as_deref().filter(|old| text(old, "status") == status) {
+            if text(old, "reason") == reason && text(old, "message") == message {
+                return false;
             }
+            since = text(old, "lastTransitionTime");
         }
         let mut new = serde_json::json!({"type": kind, "status": status, "lastTransitionTime": since});
         for (name, value) in [("reason", reason), ("message", message)] {

@@ -1,3 +1,4 @@
 //! tests.
 
+pub mod sim;
 pub mod tidy;

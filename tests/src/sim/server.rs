@@ -71,6 +71,10 @@ pub struct Place {
     followers: Vec<Follower>,
     /// With the planted bug: what is really on disk.
     synced: Option<Server>,
+    /// Pulls that wait (the hub's server).
+    pub pulls: Vec<super::link::WaitingPull>,
+    /// Those who wait are woken soon.
+    pub waking: bool,
 }
 
 fn bucket_config(bucket: &str) -> (String, Config) {
@@ -151,6 +155,8 @@ pub fn stop(w: &mut World, at: usize) {
     w.tell(|| format!("server {at} is killed"));
     let place = &mut w.servers[at];
     place.up = false;
+    place.pulls.clear();
+    place.waking = false;
     if let Some(synced) = place.synced.take() {
         place.server = synced;
     }
@@ -314,13 +320,14 @@ pub fn unfollow(w: &mut World, at: usize, tell: &Tell) {
 /// A message arrives at a server and is stored, or not. `Err(None)`: nothing has that subject.
 pub fn store(w: &mut World, at: usize, mut new: New, expect: Option<u64>) -> Result<u64, Refused> {
     let now_ms = w.now_ms();
+    let unique = w.unique();
     let lost_tombstone = w.planted == Some(Planted::LostTombstone) && super::planted::is_tombstone(&new);
     let Some((name, stream)) = w.servers[at].server.capturing(&new.subject) else {
         return Err(Refused::NoStream);
     };
     let name = name.to_owned();
     if at != HUB {
-        let origin = format!("{name} {} {}", stream.generation, stream.last_sequence() + 1);
+        let origin = format!("{name} {} {} {unique}", stream.generation, stream.last_sequence() + 1);
         new.headers.insert(ORIGIN.to_owned(), origin);
     }
     if lost_tombstone {

@@ -1,0 +1,355 @@
+//! What must hold: some of it at every step, the rest when the world has healed and come to rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bus::durable::Owed;
+use containers::referenced::Data;
+use schemas::desired::{Content, Desired, Local};
+use schemas::envelope::header;
+use schemas::object::Object;
+use schemas::report::PodReport;
+use schemas::subject::{self, BUCKET_DESIRED, BUCKET_LOCAL, BUCKET_OBJECTS, ObjectKey};
+use serde_json::Value;
+use sync::up::Cursor;
+
+use super::jetstream::Stored;
+use super::planted::{desired_of, local_of};
+use super::server::{HUB, ORIGIN};
+use super::users::{self, LABEL, VERSION};
+use super::world::World;
+
+/// What came up in one history of the hub's store.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    /// The last sequence of each node's stream and lane.
+    arrived: BTreeMap<String, u64>,
+    cursors: BTreeMap<String, Cursor>,
+}
+
+/// What is known of the truth.
+#[derive(Default)]
+pub struct Checks {
+    /// The first thing that did not hold.
+    pub failure: Option<String>,
+    /// Of the hub's present history.
+    pub ledger: Ledger,
+    /// The hub's store was replaced: it may know less than the nodes, or something else.
+    pub diverged: bool,
+    /// Dead letters.
+    pub dead: u64,
+    waiting: BTreeSet<String>,
+    stored: u64,
+    reports: BTreeMap<(String, u64), Value>,
+    last_report: BTreeMap<String, PodReport>,
+    owed: BTreeSet<String>,
+    doomed: BTreeSet<String>,
+    edited: BTreeSet<String>,
+    stopped: BTreeSet<(usize, String)>,
+    runs: BTreeMap<(usize, String, String), bool>,
+    files: BTreeMap<(usize, String), BTreeMap<String, Data>>,
+}
+
+impl Checks {
+    /// Something does not hold.
+    pub fn fail(&mut self, what: impl Into<String>) {
+        if self.failure.is_none() {
+            self.failure = Some(what.into());
+        }
+    }
+
+    /// A user asked for the end of that pod.
+    pub fn doom(&mut self, uid: &str) {
+        self.doomed.insert(uid.to_owned());
+    }
+
+    /// A user changed that pod's containers.
+    pub fn edited(&mut self, uid: &str) {
+        self.edited.insert(uid.to_owned());
+    }
+
+    /// Messages stored on nodes so far.
+    pub fn stored(&self) -> u64 {
+        self.stored
+    }
+
+    /// A container was started.
+    pub fn started(&mut self, edge: usize, uid: &str, container: &str) {
+        if self.stopped.contains(&(edge, uid.to_owned())) {
+            self.fail(format!("pod {uid} was started again on node {edge} after it was stopped for good"));
+        }
+        let key = (edge, uid.to_owned(), container.to_owned());
+        if self.runs.insert(key, true) == Some(true) {
+            self.fail(format!("container {container} of pod {uid} runs twice on node {edge}"));
+        }
+    }
+
+    /// A container ended.
+    pub fn ended(&mut self, edge: usize, uid: &str, container: &str) {
+        self.runs.insert((edge, uid.to_owned(), container.to_owned()), false);
+    }
+
+    /// Nothing runs any more.
+    pub fn rebooted(&mut self, edge: usize) {
+        self.runs.iter_mut().filter(|((at, ..), _)| *at == edge).for_each(|(_, runs)| *runs = false);
+    }
+
+    /// A container is stopped, to be started anew.
+    pub fn replaced(&mut self, edge: usize, uid: &str) {
+        if !self.edited.contains(uid) {
+            self.fail(format!("an unchanged container of pod {uid} is restarted on node {edge}"));
+        }
+    }
+
+    /// A pod is stopped for good.
+    pub fn stopped(&mut self, edge: usize, uid: &str) {
+        if !self.doomed.contains(uid) {
+            self.fail(format!("pod {uid} is stopped on node {edge}, and nobody deleted it"));
+        }
+        self.stopped.insert((edge, uid.to_owned()));
+    }
+
+    /// A pod's files are written.
+    pub fn files(&mut self, edge: usize, uid: &str, data: BTreeMap<String, Data>) {
+        self.files.insert((edge, uid.to_owned()), data);
+    }
+}
+
+/// A report is on a node's disk: from now on it must arrive.
+pub fn owed(w: &mut World, at: usize, owed: &Owed) {
+    if let Some(id) = owed.headers.get(header::ID) {
+        w.checks.owed.insert(format!("{at} {id}"));
+    }
+    if let Ok(report) = schemas::decode::<PodReport>(&owed.payload) {
+        let of = (report.uid.clone(), report.sequence);
+        w.checks.reports.insert(of, report.status.clone());
+        let last = w.checks.last_report.get(&report.uid).map_or(0, |last| last.sequence);
+        if report.sequence > last {
+            w.checks.last_report.insert(report.uid.clone(), report);
+        }
+    }
+}
+
+/// A message was stored on a server.
+pub fn stored(w: &mut World, at: usize, stream: &str, before: Option<&Stored>, stored: &Stored) {
+    if at != HUB {
+        if stream == subject::STREAM_OUTBOX || stream == subject::STREAM_UPLINK {
+            if let Some(origin) = stored.headers.get(ORIGIN) {
+                w.checks.stored += 1;
+                w.checks.waiting.insert(format!("{at} {origin}"));
+            }
+        } else if stream == subject::bucket_stream(BUCKET_LOCAL) {
+            local_written(w, at - 1, before, stored);
+        }
+        return;
+    }
+    if stream == subject::STREAM_UP || stream == subject::STREAM_FROM {
+        if stored.subject.contains("_cursor.") {
+            cursor_moved(w, stored);
+        } else {
+            arrived(w, stored);
+        }
+    } else if stream == subject::bucket_stream(BUCKET_OBJECTS) {
+        object_written(w, before, stored);
+    } else if stream == subject::bucket_stream(BUCKET_DESIRED) {
+        let desired = schemas::decode::<Desired>(&stored.payload);
+        let key = stored.subject.strip_prefix("$KV.desired.").and_then(subject::DesiredKey::parse_desired);
+        if let (Ok(Desired { content: Content::Tombstone, .. }), Some((node, key))) = (desired, key) {
+            if key.plural == "pods" && !w.checks.doomed.contains(&key.uid) {
+                w.checks.fail(format!("the hub tells {node} that {} is gone, and nobody deleted it", key.uid));
+            }
+        }
+    }
+}
+
+fn arrived(w: &mut World, stored: &Stored) {
+    let Some(origin) = stored.headers.get(ORIGIN) else { return };
+    let (node, lane) = match subject::lowered(&stored.subject) {
+        Some((node, lane, _)) => (node.to_string(), lane.as_str()),
+        None => (stored.subject.split('.').nth(1).unwrap_or("").to_owned(), "workload"),
+    };
+    let mut parts = origin.split(' ');
+    let (generation, sequence) = (parts.nth(1).unwrap_or(""), parts.next().unwrap_or(""));
+    let sequence: u64 = sequence.parse().unwrap_or(0);
+    let of = format!("{node} {lane} {generation}");
+    let last = w.checks.ledger.arrived.insert(of.clone(), sequence).unwrap_or(0);
+    if sequence <= last {
+        let what = if sequence == last { "twice" } else { "twice or out of order" };
+        w.checks.fail(format!("message {sequence} of {of} arrives {what}, after {last}"));
+    }
+    let edge = w.edges.iter().position(|edge| edge.name.as_str() == node).map_or(0, |edge| edge + 1);
+    w.checks.waiting.remove(&format!("{edge} {origin}"));
+    if let Some(id) = stored.headers.get(header::ID) {
+        w.checks.owed.remove(&format!("{edge} {id}"));
+    }
+}
+
+fn cursor_moved(w: &mut World, stored: &Stored) {
+    let Ok(cursor) = schemas::decode::<Cursor>(&stored.payload) else {
+        w.checks.fail("a cursor cannot be read");
+        return;
+    };
+    let before = w.checks.ledger.cursors.insert(stored.subject.clone(), cursor.clone());
+    if let Some(before) = before.filter(|before| before.outbox_generation == cursor.outbox_generation) {
+        if cursor.sequence <= before.sequence {
+            w.checks.fail(format!(
+                "cursor {} goes from {} to {}",
+                stored.subject, before.sequence, cursor.sequence
+            ));
+        }
+    }
+}
+
+fn version(object: &Object) -> u64 {
+    object.annotation(VERSION).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn local_written(w: &mut World, edge: usize, before: Option<&Stored>, stored: &Stored) {
+    let read = |stored: &Stored| schemas::decode::<Local>(&stored.payload).ok();
+    let before = before.filter(|before| !before.is_tombstone()).and_then(read);
+    let (Some(before), Some(after)) = (before, read(stored)) else { return };
+    if let (Content::Object(before), Content::Object(after)) = (&before.desired.content, &after.desired.content) {
+        if version(after) < version(before) {
+            w.checks.fail(format!(
+                "node {edge} replaces version {} of {} {} by the older {}",
+                version(before),
+                after.kind(),
+                after.name(),
+                version(after)
+            ));
+        }
+    }
+}
+
+fn object_written(w: &mut World, before: Option<&Stored>, stored: &Stored) {
+    let Ok(object) = Object::from_bytes(&stored.payload, stored.sequence) else { return };
+    if object.kind() != "Pod" {
+        return;
+    }
+    if stored.is_tombstone() {
+        if !w.checks.doomed.contains(object.uid()) {
+            w.checks.fail(format!("the hub removes pod {}, and nobody deleted it", object.uid()));
+        }
+        return;
+    }
+    let old = before.filter(|before| !before.is_tombstone());
+    let old = old.and_then(|before| Object::from_bytes(&before.payload, 0).ok());
+    let merged = |pod: &Object| {
+        pod.annotation(placement::status::SEQUENCE).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let sequence = merged(&object);
+    if old.as_ref().map_or(0, merged) == sequence {
+        return;
+    }
+    let reported = w.checks.reports.get(&(object.uid().to_owned(), sequence));
+    let same = reported.is_some_and(|status| same_status(&object, status));
+    if !same {
+        w.checks.fail(format!("pod {} has a status that its node never reported of it", object.uid()));
+    }
+}
+
+/// Conditions are merged with the hub's own; everything else is the report's.
+fn same_status(pod: &Object, status: &Value) -> bool {
+    status.as_object().into_iter().flatten().all(|(field, value)| {
+        field == "conditions" || pod.get(&["status", field]) == Some(value)
+    })
+}
+
+/// What does not hold although the world has come to rest.
+pub fn at_rest(w: &World) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if !w.hub.is_idle() {
+        wrong.push("the hub's modules are not done".to_owned());
+    }
+    let checks = &w.checks;
+    if let Some(first) = checks.waiting.first() {
+        wrong.push(format!("{} stored messages never arrived, such as {first}", checks.waiting.len()));
+    }
+    if let Some(first) = checks.owed.first() {
+        wrong.push(format!("{} owed reports never arrived, such as {first}", checks.owed.len()));
+    }
+    let pods = users::pods(w);
+    for edge in 0..w.edges.len() {
+        if !w.edges[edge].is_settled() {
+            wrong.push(format!("node {edge} is not settled"));
+        }
+        node_at_rest(w, edge, &pods, &mut wrong);
+    }
+    for pod in pods.iter().filter(|_| !checks.diverged) {
+        let uid = pod.uid();
+        if pod.text(&["spec", "nodeName"]).is_empty() {
+            wrong.push(format!("pod {uid} has no node"));
+        }
+        match checks.last_report.get(uid) {
+            Some(report) if !same_status(pod, &report.status) => {
+                wrong.push(format!("pod {uid} has not the status that was reported last"));
+            }
+            None => wrong.push(format!("pod {uid} was never reported")),
+            _ => {}
+        }
+    }
+    for pod in &pods {
+        let (have, want) = (pod.label(LABEL).unwrap_or(""), w.users.labels.get(pod.uid()));
+        if want.is_some_and(|want| want != have) {
+            wrong.push(format!("pod {} has label {have}, a user set {want:?}", pod.uid()));
+        }
+    }
+    wrong
+}
+
+fn node_at_rest(w: &World, edge: usize, pods: &[Object], wrong: &mut Vec<String>) {
+    let name = w.edges[edge].name.as_str();
+    let (desired, local) = (desired_of(w, edge), local_of(w, edge));
+    let running = w.edges[edge].running();
+    let here = |pod: &&Object| pod.text(&["spec", "nodeName"]) == name;
+    for pod in pods.iter().filter(here) {
+        let uid = pod.uid();
+        if w.checks.doomed.contains(uid) && w.checks.diverged {
+            continue; // deleted in a history that the hub has lost
+        }
+        if pod.is_deleting() {
+            wrong.push(format!("pod {uid} is still being deleted on node {edge}"));
+        } else if !running.contains(uid) {
+            wrong.push(format!("pod {uid} does not run on node {edge}"));
+        }
+        files_at_rest(w, edge, pod, wrong);
+    }
+    if w.checks.diverged {
+        return;
+    }
+    for uid in &running {
+        if !pods.iter().filter(here).any(|pod| pod.uid() == uid) {
+            wrong.push(format!("pod {uid} still runs on node {edge}"));
+        }
+    }
+    for (key, (_, entry)) in &desired {
+        let held = local.get(key).map(|local| &local.desired.content);
+        let same = match &entry.content {
+            Content::Tombstone => !matches!(held, Some(Content::Object(_))),
+            object => held == Some(object),
+        };
+        if !same {
+            wrong.push(format!("node {edge} has {} {} otherwise than desired", key.plural, key.name));
+        }
+    }
+    for (key, entry) in &local {
+        if entry.desired.content != Content::Tombstone && !desired.contains_key(key) {
+            wrong.push(format!("node {edge} has {} {}, which is not desired", key.plural, key.name));
+        }
+    }
+}
+
+fn files_at_rest(w: &World, edge: usize, pod: &Object, wrong: &mut Vec<String>) {
+    if w.checks.diverged {
+        return;
+    }
+    let volumes = pod.get(&["spec", "volumes"]).and_then(Value::as_array).into_iter().flatten();
+    for name in volumes.filter_map(|volume| volume.pointer("/configMap/name").and_then(Value::as_str)) {
+        let Some(object) = users::get(w, &ObjectKey::core("configmaps", "default", name)) else { continue };
+        let want = object.text(&["data", "version"]);
+        let files = w.checks.files.get(&(edge, pod.uid().to_owned()));
+        let have = files.and_then(|files| files.get(name)?.get("version").cloned()).unwrap_or_default();
+        if have != want.as_bytes() {
+            wrong.push(format!("pod {} on node {edge} has an old ConfigMap {name}", pod.uid()));
+        }
+    }
+}

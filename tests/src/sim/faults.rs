@@ -1,0 +1,132 @@
+//! What goes wrong, and how it is put right again.
+
+use super::hub;
+use super::node;
+use super::server::{self, HUB};
+use super::world::{Link, MS, S, World};
+use bytes::Bytes;
+use schemas::envelope::Headers;
+use schemas::subject;
+
+use super::jetstream::New;
+
+/// Something that goes wrong. Whatever it stops is started again by itself, some time later.
+pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
+    let edges = w.edges.len() as u64;
+    let edge = usize::try_from(w.random.below(edges)).unwrap_or(0);
+    let pause = if w.random.per_mille(300) { w.random.between(S, 20 * S) } else { w.random.between(50 * MS, 3 * S) };
+    match w.random.below(100) {
+        0..18 => {
+            w.tell(|| format!("link {edge} is cut for {} ms", pause / MS));
+            w.edges[edge].link.cut = true;
+            w.after(pause, move |w| w.edges[edge].link.cut = false);
+        }
+        18..28 => {
+            let link = Link {
+                cut: w.edges[edge].link.cut,
+                loss: w.random.below(150),
+                twice: w.random.below(150),
+                late: w.random.below(80),
+            };
+            w.edges[edge].link = link;
+        }
+        28..38 => {
+            node::stop(w, edge);
+            w.after(pause, move |w| node::start(w, edge));
+        }
+        38..44 => {
+            let sync = w.random.per_mille(500);
+            node::restart_module(w, edge, sync);
+        }
+        44..52 => {
+            server::stop(w, edge + 1);
+            w.after(pause, move |w| server::start(w, edge + 1));
+        }
+        52..57 => {
+            node::power_off(w, edge);
+            w.after(pause, move |w| node::power_on(w, edge));
+        }
+        57..61 => lose_local(w, edge, pause),
+        61..65 => {
+            node::containerd(w, edge, false);
+            w.after(pause, move |w| node::containerd(w, edge, true));
+        }
+        65..70 => node::crash_container(w, edge),
+        70..78 => {
+            let module = w.random.below(4);
+            hub::restart_module(w, module);
+        }
+        78..85 => {
+            hub::stop(w);
+            w.after(pause, hub::start);
+        }
+        85..90 => {
+            server::stop(w, HUB);
+            w.after(pause, |w| server::start(w, HUB));
+        }
+        90..93 => hub::back_up(w),
+        _ => {
+            let replaced = hub_may_be_replaced && w.random.per_mille(600);
+            hub::stop(w);
+            server::stop(w, HUB);
+            if replaced {
+                let by_backup = w.random.per_mille(700);
+                hub::replace_store(w, by_backup);
+            }
+            w.after(pause, |w| {
+                server::start(w, HUB);
+                hub::start(w);
+            });
+        }
+    }
+}
+
+/// The node's store loses its bucket, or some of it, while everything there is down.
+fn lose_local(w: &mut World, edge: usize, pause: u64) {
+    let all = w.random.per_mille(500);
+    w.tell(|| format!("node {edge} loses {} of its bucket", if all { "all" } else { "some" }));
+    node::stop(w, edge);
+    server::stop(w, edge + 1);
+    let name = subject::bucket_stream(subject::BUCKET_LOCAL);
+    if all {
+        w.servers[edge + 1].server.remove(&name);
+    } else {
+        let last = w.servers[edge + 1].server.stream(&name).map_or(0, |stream| stream.last_sequence());
+        let until = w.random.below(last + 1);
+        if let Some(stream) = w.servers[edge + 1].server.stream_mut(&name) {
+            stream.purge(">", until);
+        }
+    }
+    w.after(pause, move |w| node::power_on(w, edge));
+}
+
+/// A workload on a node says something durably.
+pub fn say(w: &mut World) {
+    let edges = w.edges.len() as u64;
+    let edge = usize::try_from(w.random.below(edges)).unwrap_or(0);
+    for _ in 0..w.random.between(1, 6) {
+        let delay = w.near_us();
+        w.after(delay, move |w| {
+            if w.servers[edge + 1].up {
+                let new = New {
+                    subject: "up.default.temp".to_owned(),
+                    headers: Headers::new(),
+                    payload: Bytes::from_static(&[7; 64]),
+                };
+                let _ = server::store(w, edge + 1, new, None);
+            }
+        });
+    }
+}
+
+/// Everything runs, and every link is good.
+pub fn heal(w: &mut World) {
+    w.tell(|| "everything heals".to_owned());
+    server::start(w, HUB);
+    hub::start(w);
+    for edge in 0..w.edges.len() {
+        w.edges[edge].link = Link::default();
+        node::containerd(w, edge, true);
+        node::power_on(w, edge);
+    }
+}

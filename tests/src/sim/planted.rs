@@ -1,0 +1,213 @@
+//! Bugs that are planted to show that the checks find them. None stands in a module: the server or the runner misbehaves,
+//! or a module is told something else, so that a guard of its has nothing to see.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bus::link::Pulled;
+use bus::module::{Delivery, Entry, EntryValue, Input};
+use containers::effects::Done as ContainersDone;
+use schemas::command::Reply;
+use schemas::desired::{Content, Desired, Epoch, GetPage, Lineage, ListPage, Local};
+use schemas::report::PodReport;
+use schemas::subject::{self, BUCKET_DESIRED, BUCKET_LOCAL, DesiredKey, ObjectKey};
+use sync::edge::Done;
+
+use super::jetstream::New;
+use super::world::World;
+
+/// A planted bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planted {
+    /// Servers acknowledge first and write to their disks later.
+    AckBeforeFlush,
+    /// The runner acknowledges a delivery before its effects are done.
+    AckBeforeEffects,
+    /// The hub takes a batch whatever its cursor says.
+    CursorWithoutCas,
+    /// A report counts for whatever pod has the name now.
+    MissingUidCheck,
+    /// An entry is always taken for newer than what the node has.
+    StaleRevision,
+    /// Tombstones of `desired` are acknowledged and not stored.
+    LostTombstone,
+    /// Every history looks like the one the node knows.
+    MissedGeneration,
+    /// What the local bucket no longer has is taken for deleted.
+    AbsenceAsDeletion,
+}
+
+impl Planted {
+    /// All of them.
+    pub const ALL: [Planted; 8] = [
+        Planted::AckBeforeFlush,
+        Planted::AckBeforeEffects,
+        Planted::CursorWithoutCas,
+        Planted::MissingUidCheck,
+        Planted::StaleRevision,
+        Planted::LostTombstone,
+        Planted::MissedGeneration,
+        Planted::AbsenceAsDeletion,
+    ];
+}
+
+/// What a planted bug remembers on a node.
+#[derive(Default)]
+pub struct Notes {
+    epochs: Vec<String>,
+    lineage: Option<Lineage>,
+    seen: BTreeMap<String, Local>,
+    now: (u64, BTreeSet<String>),
+}
+
+/// Is it a tombstone of `desired`?
+pub fn is_tombstone(new: &New) -> bool {
+    new.subject.starts_with("$KV.desired.")
+        && schemas::decode::<Desired>(&new.payload).is_ok_and(|desired| desired.content == Content::Tombstone)
+}
+
+/// A pod's report as one of the UID that has the name now.
+pub fn of_the_present_uid(w: &World, mut delivery: Delivery) -> Delivery {
+    let Ok(mut report) = schemas::decode::<PodReport>(&delivery.payload) else { return delivery };
+    let key = ObjectKey::core("pods", &report.namespace, &report.name);
+    let Some(pod) = super::users::get(w, &key) else { return delivery };
+    delivery.subject = delivery.subject.replace(&report.uid, pod.uid());
+    report.uid = pod.uid().to_owned();
+    delivery.payload = schemas::encode(&report);
+    delivery
+}
+
+/// What a node's sync is told instead.
+pub fn of_sync(w: &mut World, edge: usize, input: Input<Done>) -> Input<Done> {
+    match (w.planted, input) {
+        (Some(Planted::StaleRevision | Planted::MissedGeneration), Input::Answered { token, outcome: Ok(bytes) }) => {
+            let bytes = answer(w, edge, bytes);
+            Input::Answered { token, outcome: Ok(bytes) }
+        }
+        (
+            Some(Planted::StaleRevision | Planted::MissedGeneration),
+            Input::Done(Done::Pulled { round, outcome: Ok(mut pulled), took_ms }),
+        ) => {
+            for Pulled { key, revision, payload, .. } in &mut pulled {
+                let read = DesiredKey::parse_desired(key);
+                if let (Some((_, key)), Ok(mut desired)) = (read, schemas::decode::<Desired>(payload)) {
+                    entry(w, edge, &key, revision, &mut desired);
+                    *payload = schemas::encode(&desired);
+                }
+            }
+            Input::Done(Done::Pulled { round, outcome: Ok(pulled), took_ms })
+        }
+        (_, input) => input,
+    }
+}
+
+fn answer(w: &mut World, edge: usize, bytes: Vec<u8>) -> Vec<u8> {
+    if let Ok(Ok(mut page)) = schemas::decode::<Reply<ListPage>>(&bytes) {
+        w.edges[edge].notes.lineage = Some(page.lineage.clone());
+        if w.planted == Some(Planted::MissedGeneration) {
+            let notes = &mut w.edges[edge].notes;
+            for epoch in &page.lineage.epochs {
+                if !notes.epochs.contains(&epoch.id) {
+                    notes.epochs.push(epoch.id.clone());
+                }
+            }
+            let epochs = notes.epochs.iter().map(|id| Epoch { id: id.clone(), start: u64::MAX });
+            page.lineage = Lineage { generation: "any".to_owned(), epochs: epochs.collect() };
+        }
+        return schemas::encode(&Reply::<ListPage>::Ok(page));
+    }
+    if let Ok(Ok(mut page)) = schemas::decode::<Reply<GetPage>>(&bytes) {
+        for (key, revision, desired) in &mut page.entries {
+            if let Some(desired) = desired {
+                entry(w, edge, key, revision, desired);
+            }
+        }
+        return schemas::encode(&Reply::<GetPage>::Ok(page));
+    }
+    bytes
+}
+
+fn entry(w: &World, edge: usize, key: &DesiredKey, revision: &mut u64, desired: &mut Desired) {
+    if w.planted == Some(Planted::MissedGeneration) {
+        "any".clone_into(&mut desired.generation);
+        return;
+    }
+    if let Some(lineage) = &w.edges[edge].notes.lineage {
+        desired.generation.clone_from(&lineage.generation);
+        desired.epoch = lineage.current().map(|epoch| epoch.id.clone()).unwrap_or_default();
+    }
+    let local = w.servers[edge + 1].server.stream(&subject::bucket_stream(BUCKET_LOCAL));
+    let held = local.and_then(|stream| stream.get(&subject::kv(BUCKET_LOCAL, &key.local_key())));
+    if let Some(held) = held.and_then(|held| schemas::decode::<Local>(&held.payload).ok()) {
+        *revision = (*revision).max(held.revision + 1);
+        desired.resource_version = desired.resource_version.max(held.desired.resource_version);
+    }
+}
+
+/// What a node's containers is told instead.
+pub fn of_containers(w: &mut World, edge: usize, input: Input<ContainersDone>) -> Vec<Input<ContainersDone>> {
+    if w.planted != Some(Planted::AbsenceAsDeletion) {
+        return vec![input];
+    }
+    let incarnation = <containers::Containers as super::runner::Hosted>::runner(w, edge).incarnation;
+    let notes = &mut w.edges[edge].notes;
+    if notes.now.0 != incarnation {
+        notes.now = (incarnation, BTreeSet::new());
+    }
+    match &input {
+        Input::Entry(Entry { key, value: EntryValue::Put(bytes), .. }) => {
+            if let Ok(local) = schemas::decode::<Local>(bytes) {
+                notes.seen.insert(key.clone(), local);
+                notes.now.1.insert(key.clone());
+            }
+            vec![input]
+        }
+        Input::Current { .. } => {
+            let mut inputs = Vec::new();
+            for (key, local) in notes.seen.iter().filter(|(key, _)| !notes.now.1.contains(*key)) {
+                let mut gone = local.clone();
+                gone.desired.content = Content::Tombstone;
+                inputs.push(Input::Entry(Entry {
+                    bucket: BUCKET_LOCAL.to_owned(),
+                    key: key.clone(),
+                    revision: 1,
+                    value: EntryValue::Put(schemas::encode(&gone)),
+                }));
+            }
+            inputs.push(input);
+            inputs
+        }
+        _ => vec![input],
+    }
+}
+
+/// The entries of a node in `desired`, as the hub's store has them.
+pub fn desired_of(w: &World, edge: usize) -> BTreeMap<DesiredKey, (u64, Desired)> {
+    let filter = subject::kv(BUCKET_DESIRED, &subject::desired_filter(&w.edges[edge].name));
+    let Some(stream) = w.servers[0].server.stream(&subject::bucket_stream(BUCKET_DESIRED)) else {
+        return BTreeMap::new();
+    };
+    let prefix = format!("$KV.{BUCKET_DESIRED}.");
+    stream
+        .read(&filter, 0)
+        .filter_map(|stored| {
+            let (_, key) = DesiredKey::parse_desired(stored.subject.strip_prefix(&prefix)?)?;
+            Some((key, (stored.sequence, schemas::decode(&stored.payload).ok()?)))
+        })
+        .collect()
+}
+
+/// The entries of a node's bucket `local`.
+pub fn local_of(w: &World, edge: usize) -> BTreeMap<DesiredKey, Local> {
+    let Some(stream) = w.servers[edge + 1].server.stream(&subject::bucket_stream(BUCKET_LOCAL)) else {
+        return BTreeMap::new();
+    };
+    let prefix = format!("$KV.{BUCKET_LOCAL}.");
+    stream
+        .read(&subject::kv(BUCKET_LOCAL, ">"), 0)
+        .filter(|stored| !stored.is_tombstone())
+        .filter_map(|stored| {
+            let key = DesiredKey::parse_local(stored.subject.strip_prefix(&prefix)?)?;
+            Some((key, schemas::decode(&stored.payload).ok()?))
+        })
+        .collect()
+}

@@ -1,0 +1,116 @@
+//! A few hundred seeds of the simulator, and the planted bugs that it must catch.
+//!
+//! A failure prints its seed; `EDGEWIRE_SIM_SEED=<seed> cargo test -p tests --test sim one_seed -- --nocapture` runs it again,
+//! with what happened before. `EDGEWIRE_SIM_SEEDS=<count>` runs more.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tests::sim::planted::Planted;
+use tests::sim::{Outcome, run};
+
+/// Seeds of a plain run.
+const SEEDS: u64 = 200;
+/// Within so many seeds a planted bug must be found.
+const PLANTED_SEEDS: u64 = 60;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn describe(seed: u64, outcome: &Outcome) -> String {
+    format!(
+        "seed {seed}: {}\nrun it again: EDGEWIRE_SIM_SEED={seed} cargo test -p tests --test sim one_seed -- --nocapture",
+        outcome.failure.as_deref().unwrap_or("")
+    )
+}
+
+#[test]
+fn every_seed_holds() {
+    let count = number("EDGEWIRE_SIM_SEEDS").unwrap_or(SEEDS);
+    let next = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let failures: Vec<String> = std::thread::scope(|scope| {
+        let work = || {
+            let mut failures = Vec::new();
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= count {
+                    return failures;
+                }
+                let outcome = run(seed, None);
+                assert!(outcome.messages > 0, "seed {seed}: nothing was said");
+                if outcome.failure.is_some() {
+                    failures.push(describe(seed, &outcome));
+                }
+            }
+        };
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        running.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(failures.is_empty(), "{} of {count} seeds:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn one_seed() {
+    let Some(seed) = number("EDGEWIRE_SIM_SEED") else { return };
+    let outcome = run(seed, None);
+    for line in &outcome.trace {
+        println!("{line}");
+    }
+    println!("{} messages, at rest after {} s", outcome.messages, outcome.rest_s);
+    assert!(outcome.failure.is_none(), "{}", describe(seed, &outcome));
+}
+
+#[test]
+fn a_seed_is_a_whole_run() {
+    for seed in 0..3 {
+        let (one, other) = (run(seed, None), run(seed, None));
+        assert_eq!(one.trace, other.trace, "seed {seed}");
+    }
+}
+
+fn is_caught(planted: Planted) {
+    let caught = (0..PLANTED_SEEDS).find_map(|seed| Some((seed, run(seed, Some(planted)).failure?)));
+    let (seed, how) = caught.unwrap_or_else(|| panic!("{planted:?} was not found within {PLANTED_SEEDS} seeds"));
+    println!("{planted:?} is found by seed {seed}: {how}");
+}
+
+#[test]
+fn ack_before_flush_is_caught() {
+    is_caught(Planted::AckBeforeFlush);
+}
+
+#[test]
+fn ack_before_effects_is_caught() {
+    is_caught(Planted::AckBeforeEffects);
+}
+
+#[test]
+fn cursor_without_compare_and_set_is_caught() {
+    is_caught(Planted::CursorWithoutCas);
+}
+
+#[test]
+fn missing_uid_check_is_caught() {
+    is_caught(Planted::MissingUidCheck);
+}
+
+#[test]
+fn stale_revision_is_caught() {
+    is_caught(Planted::StaleRevision);
+}
+
+#[test]
+fn lost_tombstone_is_caught() {
+    is_caught(Planted::LostTombstone);
+}
+
+#[test]
+fn missed_generation_is_caught() {
+    is_caught(Planted::MissedGeneration);
+}
+
+#[test]
+fn absence_as_deletion_is_caught() {
+    is_caught(Planted::AbsenceAsDeletion);
+}
