@@ -147,9 +147,7 @@ pub async fn dial(
         .subscription_capacity(SUBSCRIPTION_MESSAGES_MAX)
         .client_capacity(CLIENT_COMMANDS_MAX)
         .ignore_discovered_servers()
-        .reconnect_delay_callback(|attempt| {
-            Duration::from_millis((50u64 << attempt.min(5)).min(1_000))
-        })
+        .reconnect_delay_callback(|attempt| Duration::from_millis((50u64 << attempt.min(5)).min(1_000)))
         .event_callback(|event| async move { tracing::debug!(%event, "connection") });
     if let Some(ca) = ca {
         options = options.add_root_certificates(ca).require_tls(true);

@@ -25,6 +25,12 @@ pub const OWED_MAX: usize = 20_000;
 /// Why the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DurableError {
+    /// Another process has it.
+    #[error("EW-DATA-DIR-BUSY: another process uses the store at {path}; is this program running already?")]
+    Busy {
+        /// Where it is.
+        path: PathBuf,
+    },
     /// sled's words, with the file.
     #[error("the store at {path} failed: {source}; is the disk full or failing?")]
     Store {
@@ -41,6 +47,8 @@ pub enum DurableError {
 pub struct Durable {
     db: sled::Db,
     path: Arc<PathBuf>,
+    /// Held for as long as the store is open.
+    _lock: Option<Arc<std::fs::File>>,
 }
 
 /// A report that is owed to the server's stream.
@@ -77,27 +85,38 @@ impl Durable {
     /// Opens the store, or moves a broken one aside and begins anew: then the second value says where the old one is and
     /// why.
     pub fn open(path: &Path) -> Result<(Self, Option<String>), DurableError> {
-        match Self::try_open(path) {
+        let lock = Arc::new(Self::lock(path)?);
+        match Self::try_open(path, lock.clone()) {
             Ok(this) => Ok((this, None)),
-            Err(DurableError::Store { source: sled::Error::Io(error), .. })
-                if error.kind() == std::io::ErrorKind::WouldBlock =>
-            {
-                // Another process has it: not broken.
-                Err(DurableError::Store { path: path.to_owned(), source: sled::Error::Io(error) })
-            }
             Err(error) => {
+                let fail = |io| DurableError::Store { path: path.to_owned(), source: sled::Error::Io(io) };
                 let aside = path.with_extension(format!("corrupt-{}", schemas::Timestamp::now().0));
-                std::fs::rename(path, &aside).map_err(|io| DurableError::Store {
-                    path: path.to_owned(),
-                    source: sled::Error::Io(io),
-                })?;
+                std::fs::rename(path, &aside).map_err(fail)?;
+                match std::fs::remove_file(path.with_extension("seal")) {
+                    Err(io) if io.kind() != std::io::ErrorKind::NotFound => return Err(fail(io)),
+                    _ => {}
+                }
                 let told = format!("{error}; moved to {}", aside.display());
-                Ok((Self::try_open(path)?, Some(told)))
+                Ok((Self::try_open(path, lock)?, Some(told)))
             }
         }
     }
 
-    fn try_open(path: &Path) -> Result<Self, DurableError> {
+    /// The store is one process' alone. sled has a lock too, but its error cannot be told from a broken store's.
+    fn lock(path: &Path) -> Result<std::fs::File, DurableError> {
+        let fail = |io| DurableError::Store { path: path.to_owned(), source: sled::Error::Io(io) };
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(fail)?;
+        }
+        let file = std::fs::File::create(path.with_extension("lock")).map_err(fail)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) => Err(DurableError::Busy { path: path.to_owned() }),
+            Err(std::fs::TryLockError::Error(io)) => Err(fail(io)),
+        }
+    }
+
+    fn try_open(path: &Path, lock: Arc<std::fs::File>) -> Result<Self, DurableError> {
         let fail = |source| DurableError::Store { path: path.to_owned(), source };
         // sled 0.34 may panic on a torn file: that is one more way of being broken.
         let opened = std::panic::catch_unwind(|| {
@@ -121,7 +140,6 @@ impl Durable {
         let seal = path.with_extension("seal");
         let sealed = db.contains_key(SEAL).map_err(fail)?;
         if seal.exists() && !sealed {
-            let _ = std::fs::remove_file(&seal);
             return Err(fail(broken()));
         }
         if !sealed {
@@ -129,7 +147,7 @@ impl Durable {
             std::fs::write(&seal, b"the store beside this file was begun\n")
                 .map_err(|error| fail(sled::Error::Io(error)))?;
         }
-        Ok(Self { db, path: Arc::new(path.to_owned()) })
+        Ok(Self { db, path: Arc::new(path.to_owned()), _lock: Some(lock) })
     }
 
     /// A store in memory, for tests and for modules that owe nothing.
@@ -140,7 +158,7 @@ impl Durable {
             .cache_capacity(CACHE_BYTES)
             .open()
             .map_err(|source| DurableError::Store { path: path.clone(), source })?;
-        Ok(Self { db, path: Arc::new(path) })
+        Ok(Self { db, path: Arc::new(path), _lock: None })
     }
 
     /// The part of one module.
@@ -189,7 +207,9 @@ impl Part {
                 Some((&VERSION, value)) => {
                     all.push((String::from_utf8_lossy(&key).into_owned(), value.to_vec()));
                 }
-                _ => tracing::warn!(key = %String::from_utf8_lossy(&key), "saved by another version: left out"),
+                _ => {
+                    tracing::warn!(key = %String::from_utf8_lossy(&key), "saved by another version: left out")
+                }
             }
         }
         Ok(all)
@@ -348,6 +368,7 @@ mod tests {
         std::fs::write(path.join("db"), vec![0x5a; usize::try_from(size).unwrap()]).unwrap();
         let (store, aside) = Durable::open(&path).unwrap();
         assert!(aside.unwrap().contains("corrupt-"), "it says where the old one is");
+        assert!(matches!(Durable::open(&path), Err(DurableError::Busy { .. })), "it is one process' alone");
         assert_eq!(store.part("m").unwrap().saved().unwrap(), vec![]);
     }
 }

@@ -92,7 +92,11 @@ impl Supervised {
         tell(&self.table, &self.changed, &self.connector.node, spec, state, error);
     }
 
-    async fn keep<M: Module, R: Rim<M>>(&self, spec: Spec, make: impl Fn() -> (M, R) + Send + Sync + 'static) {
+    async fn keep<M: Module, R: Rim<M>>(
+        &self,
+        spec: Spec,
+        make: impl Fn() -> (M, R) + Send + Sync + 'static,
+    ) {
         let make = Arc::new(make);
         let mut pause = BACKOFF_MIN;
         while !self.stop.is_cancelled() {
@@ -108,8 +112,7 @@ impl Supervised {
                     let (module, rim) = make();
                     let node = connector.node.clone();
                     let told = spec.clone();
-                    let running =
-                        move || tell(&table, &changed, &node, &told, ModuleState::Running, None);
+                    let running = move || tell(&table, &changed, &node, &told, ModuleState::Running, None);
                     runner::run(&spec, module, rim, handles, &durable, stop, running).await
                 });
             }
@@ -135,14 +138,7 @@ impl Supervised {
     }
 }
 
-fn tell(
-    table: &Table,
-    changed: &Notify,
-    node: &str,
-    spec: &Spec,
-    state: ModuleState,
-    error: Option<&str>,
-) {
+fn tell(table: &Table, changed: &Notify, node: &str, spec: &Spec, state: ModuleState, error: Option<&str>) {
     tracing::debug!(module = spec.name, ?state, "module");
     let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
     let report = table.entry(spec.name).or_insert_with(|| ModuleReport {
@@ -181,7 +177,9 @@ async fn announce(connector: Connector, table: Table, changed: Arc<Notify>, stop
             tokio::time::sleep(BACKOFF_MIN).await; // the server is on its way up
             continue;
         };
-        let Ok(mut asked) = bus.client.subscribe(format!("ew.cmd.{node}.host.modules")).await else { continue };
+        let Ok(mut asked) = bus.client.subscribe(format!("ew.cmd.{node}.host.modules")).await else {
+            continue;
+        };
         loop {
             let all: Vec<ModuleReport> =
                 table.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();

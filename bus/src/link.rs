@@ -76,7 +76,7 @@ pub struct Pulled {
 }
 
 /// Asks the node's consumer for at most `max_bytes` (at least one message), waiting `wait` for the first.
-/// An empty answer says that there was nothing. The time is that from the first to the last entry.
+/// An empty answer says that there was nothing. The time is that from the first to the last entry; 0 for fewer than two.
 pub async fn pull(
     bus: &Bus,
     node: &NodeName,
@@ -98,12 +98,11 @@ pub async fn pull(
     );
     bus.client.publish_with_reply(to, inbox, body.to_string().into()).await.map_err(lost)?;
     let mut pulled = Vec::new();
-    let asked = tokio::time::Instant::now();
     let mut first: Option<tokio::time::Instant> = None;
-    // A lone entry's time is that of the round trip: an upper bound.
+    // A lone entry says nothing of the throughput.
     let took = |first: Option<tokio::time::Instant>, count: usize| match first {
         Some(first) if count > 1 => first.elapsed(),
-        _ => asked.elapsed(),
+        _ => Duration::ZERO,
     };
     let mut deadline = tokio::time::Instant::now() + wait + Duration::from_secs(5);
     loop {
@@ -137,8 +136,7 @@ pub async fn pull(
             Some(StatusCode::NO_RESPONDERS) => return Err(lost("the hub's JetStream does not answer")),
             _ => {
                 let prefix = format!("$KV.{}.", subject::BUCKET_DESIRED);
-                let (Some(key), Some(ack)) = (message.subject.strip_prefix(&prefix), &message.reply)
-                else {
+                let (Some(key), Some(ack)) = (message.subject.strip_prefix(&prefix), &message.reply) else {
                     continue;
                 };
                 // $JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>…

@@ -188,10 +188,10 @@ impl Row {
 /// Makes every stream of `place` that lives in the account of `bus`, or brings it to its present bounds.
 pub async fn provision(bus: &Bus, place: Place) -> Result<(), ProvisionError> {
     for row in TABLE.iter().filter(|row| row.place == place && row.account == bus.account) {
-        bus.jetstream.create_or_update_stream(row.config()).await.map_err(|error| ProvisionError {
-            stream: row.stream(),
-            cause: error.to_string(),
-        })?;
+        bus.jetstream
+            .create_or_update_stream(row.config())
+            .await
+            .map_err(|error| ProvisionError { stream: row.stream(), cause: error.to_string() })?;
     }
     Ok(())
 }
@@ -211,7 +211,8 @@ mod tests {
 
     #[test]
     fn no_subject_is_captured_at_both_ends() {
-        let of = |place| TABLE.iter().filter(move |row| row.place == place && row.name != subject::STREAM_DEAD);
+        let of =
+            |place| TABLE.iter().filter(move |row| row.place == place && row.name != subject::STREAM_DEAD);
         for hub in of(Place::Hub).flat_map(|row| row.config().subjects) {
             for edge in of(Place::Edge).flat_map(|row| row.config().subjects) {
                 let sample = edge.replace('>', "x");

@@ -118,7 +118,8 @@ pub async fn run<M: Module, R: Rim<M>>(
     let paying = pay(part.twin(), bus.control.clone(), owes.clone());
     tokio::pin!(paying);
 
-    let mut work = Work { spec, bus: &bus, rim, feed: feed.clone(), acts: JoinSet::new(), waiting: VecDeque::new() };
+    let mut work =
+        Work { spec, bus: &bus, rim, feed: feed.clone(), acts: JoinSet::new(), waiting: VecDeque::new() };
     let saved = part.saved()?;
     let effects = module.restore(saved, Timestamp::now());
     let mut slice = vec![(effects, None)];
@@ -292,9 +293,8 @@ impl<M: Module, R: Rim<M>> Work<'_, M, R> {
 
     /// Begins one effect. Gives the pending outcome of those that have one, with their token.
     async fn send(&mut self, effect: Effect<M::Act>) -> Option<(Option<u64>, Pending)> {
-        let failed = |error: String| -> Pending {
-            Box::pin(std::future::ready(Err(WriteError::Failed(error))))
-        };
+        let failed =
+            |error: String| -> Pending { Box::pin(std::future::ready(Err(WriteError::Failed(error)))) };
         match effect {
             Effect::Put { bucket, key, value, expect, token } => {
                 Some((Some(token), write(&self.bus.control, &bucket, &key, value, expect, false).await))
@@ -306,8 +306,7 @@ impl<M: Module, R: Rim<M>> Work<'_, M, R> {
                 let Some(bus) = self.bus.bus(account) else {
                     return Some((None, failed(format!("{subject}: no flow in {}", account.as_str()))));
                 };
-                let sent =
-                    bus.client.publish_with_headers(subject, to_nats(&headers), payload.into()).await;
+                let sent = bus.client.publish_with_headers(subject, to_nats(&headers), payload.into()).await;
                 sent.err().map(|error| (None, failed(error.to_string())))
             }
             Effect::Reply { account, to, payload } => {
@@ -326,17 +325,19 @@ impl<M: Module, R: Rim<M>> Work<'_, M, R> {
                 headers.insert(schemas::envelope::header::DEAD_REASON, one_line(&reason).as_str());
                 headers.insert(schemas::envelope::header::DEAD_SUBJECT, subject.as_str());
                 let to = subject::dead(self.spec.name);
-                let sent =
-                    self.bus.control.jetstream.publish_with_headers(to, headers, payload.into()).await;
-                Some((None, match sent {
-                    Ok(ack) => Box::pin(async move {
-                        match ack.await {
-                            Ok(ack) => Ok(ack.sequence),
-                            Err(error) => Err(WriteError::Failed(error.to_string())),
-                        }
-                    }),
-                    Err(error) => failed(error.to_string()),
-                }))
+                let sent = self.bus.control.jetstream.publish_with_headers(to, headers, payload.into()).await;
+                Some((
+                    None,
+                    match sent {
+                        Ok(ack) => Box::pin(async move {
+                            match ack.await {
+                                Ok(ack) => Ok(ack.sequence),
+                                Err(error) => Err(WriteError::Failed(error.to_string())),
+                            }
+                        }),
+                        Err(error) => failed(error.to_string()),
+                    },
+                ))
             }
             Effect::Request { subject, payload, timeout_ms, token } => {
                 let client = self.bus.control.client.clone();
@@ -460,7 +461,9 @@ async fn open<D: Send + 'static>(
             });
         }
         Kind::Consume { stream, durable } => {
-            sources.spawn(async move { consume(bus, stream, durable, subject, feed).await.map_err(|e| (line, e)) });
+            sources.spawn(async move {
+                consume(bus, stream, durable, subject, feed).await.map_err(|e| (line, e))
+            });
         }
         Kind::Publish
         | Kind::Request

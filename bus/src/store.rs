@@ -111,7 +111,9 @@ impl Store {
         Ok(async move {
             match ack.await {
                 Ok(ack) => Ok(ack.sequence),
-                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Err(WriteError::Conflict),
+                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+                    Err(WriteError::Conflict)
+                }
                 Err(error) => Err(WriteError::Failed(error.to_string())),
             }
         })
@@ -149,18 +151,14 @@ impl Store {
             Ok(message) => {
                 Ok(Some(self.entry(key.to_owned(), message.sequence, &message.headers, &message.payload)))
             }
-            Err(error)
-                if error.kind() == async_nats::jetstream::stream::DirectGetErrorKind::NotFound =>
-            {
+            Err(error) if error.kind() == async_nats::jetstream::stream::DirectGetErrorKind::NotFound => {
                 Ok(None)
             }
             Err(error) => Err(self.fail(error)),
         }
     }
 
-    async fn stream(
-        &self,
-    ) -> Result<async_nats::jetstream::stream::Stream<()>, StoreError> {
+    async fn stream(&self) -> Result<async_nats::jetstream::stream::Stream<()>, StoreError> {
         self.bus
             .jetstream
             .get_stream_no_info(subject::bucket_stream(&self.bucket))
@@ -329,6 +327,11 @@ impl ObjectStore {
         Ok(ObjectEvent { key, revision: entry.revision, removed, object })
     }
 
+    /// The revision of the last write, of whatever key.
+    pub async fn revision(&self) -> Result<u64, StoreError> {
+        self.store.last_revision().await
+    }
+
     /// One object.
     pub async fn get(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
         match self.store.get(&key.key()).await? {
@@ -385,8 +388,7 @@ impl ObjectStore {
         object: &Object,
         expect_revision: u64,
     ) -> Result<Object, StoreError> {
-        let outcome =
-            self.store.put(&key.key(), object.to_bytes(), Expect::Revision(expect_revision)).await;
+        let outcome = self.store.put(&key.key(), object.to_bytes(), Expect::Revision(expect_revision)).await;
         self.written(key, object, outcome, StoreError::Conflict).await
     }
 
@@ -397,8 +399,7 @@ impl ObjectStore {
         expect_revision: u64,
         last: &Object,
     ) -> Result<u64, StoreError> {
-        let outcome =
-            self.store.remove(&key.key(), last.to_bytes(), Expect::Revision(expect_revision)).await;
+        let outcome = self.store.remove(&key.key(), last.to_bytes(), Expect::Revision(expect_revision)).await;
         Ok(self.written(key, last, outcome, StoreError::Conflict).await?.revision())
     }
 
@@ -437,4 +438,3 @@ impl ObjectStore {
         }
     }
 }
-

@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use async_nats::Subscriber;
 use futures::StreamExt;
-use schemas::command::{
-    FRAME_MAX_BYTES, Frame, Refusal, Reply, STREAM_CREDIT_BYTES, STREAM_SILENCE_MAX_MS,
-};
+use schemas::command::{FRAME_MAX_BYTES, Frame, Refusal, Reply, STREAM_CREDIT_BYTES, STREAM_SILENCE_MAX_MS};
 use schemas::name::NodeName;
 use schemas::subject;
 
@@ -123,8 +121,7 @@ impl ByteStream {
         if taken.is_empty() && !bytes.is_empty() {
             return Ok(0);
         }
-        let frame =
-            Frame::Data { sequence: self.sent, channel, bytes: bytes::Bytes::copy_from_slice(taken) };
+        let frame = Frame::Data { sequence: self.sent, channel, bytes: bytes::Bytes::copy_from_slice(taken) };
         self.frame(&frame).await?;
         self.sent += 1;
         self.credit = self.credit.saturating_sub(taken.len() as u64);
@@ -136,6 +133,12 @@ impl ByteStream {
         self.ended = true;
         self.frame(&Frame::End { exit_code, error }).await?;
         self.bus.client.flush().await.map_err(gone)
+    }
+
+    /// Says that this side is still here, while its own reader is busy with the last frame. To be called more often than
+    /// [`STREAM_SILENCE_MAX_MS`].
+    pub async fn alive(&self) -> Result<(), Refusal> {
+        self.frame(&Frame::Alive).await
     }
 
     /// The next [`Frame::Data`] or [`Frame::End`]; `None` says that credit came and sending may go on. Reading a frame

@@ -195,6 +195,9 @@ impl Api {
         let (code, next) = match status {
             StatusCode::UNAUTHORIZED => ("EW-HUB-UNAUTHORIZED", "take the hub's current kubeconfig"),
             StatusCode::FORBIDDEN => ("EW-HUB-FORBIDDEN", "use a kubeconfig with more rights"),
+            StatusCode::NOT_FOUND if own_code.is_some() => {
+                ("EW-NOT-FOUND", "check the name: the listing shows what there is")
+            }
             StatusCode::NOT_FOUND => ("EW-NOT-FOUND", "check the name; is the hub as new as this tool?"),
             s if s.is_server_error() => {
                 ("EW-HUB-FAILED", "see `edgewire modules --node hub` and the hub's log")

@@ -106,7 +106,7 @@ fn load_from(paths: &[PathBuf], explicit: bool, context: Option<&str>) -> Outcom
         let next = if explicit {
             "the hub writes it: see the line it prints at its start, `edgewire hub`"
         } else {
-            "set KUBECONFIG or pass --kubeconfig, or on an edge node pass --edge DIR"
+            "set KUBECONFIG or pass --kubeconfig (a hub writes one into its --data-dir), or on an edge node pass --edge DIR"
         };
         return Err(Failure::new("EW-CONFIG-NOT-FOUND", format!("no kubeconfig at {place}"), next));
     }

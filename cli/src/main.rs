@@ -5,6 +5,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
 mod api;
+mod ask;
 mod decode;
 mod duration;
 mod failure;
@@ -56,7 +57,6 @@ On a node, also offline: edgewire tail '>' --edge DIR    (DIR: the node's --data
 
 #[derive(Debug, Parser)]
 #[command(name = "edgewire", version, about = ABOUT, long_about = LONG_ABOUT, after_help = FIRST_STEPS)]
-#[command(max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -1,12 +1,12 @@
 //! `edgewire modules`: every module of the hub and of every node: its state, its restarts, its last error, its flows.
 //!
-//! Each process's host answers for its modules. A node may publish on its own subjects only, so its answer is asked for on
-//! a stream subject of that node. Who does not answer is shown as such: that is what one looks for.
+//! Each process's host answers for its modules. Who does not answer is shown as such: that is what one looks for.
 
 use std::time::Duration;
 
 use bus::connection::Bus;
 use bus::module::Account;
+use bus::tool::ToolError;
 use clap::Args;
 use futures::StreamExt;
 use schemas::Timestamp;
@@ -16,6 +16,7 @@ use schemas::report::{ModuleReport, ModuleState};
 use schemas::subject;
 use serde_json::{Value, json};
 
+use crate::ask::{HUB, ask};
 use crate::failure::{Failure, Outcome};
 use crate::nodes;
 use crate::notices::Notices;
@@ -27,8 +28,6 @@ use crate::table::{Cell, Paint, age, paint, table};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Hosts asked at the same time.
 const ASKED_MAX: usize = 64;
-/// What the hub is called among the nodes.
-const HUB: &str = "hub";
 
 /// Arguments of `edgewire modules`.
 #[derive(Debug, Args)]
@@ -68,7 +67,7 @@ pub async fn run(args: ModulesArgs, screen: &mut Screen, notices: &Notices) -> O
     let asking = futures::stream::iter(wanted)
         .map(|node| {
             let bus = &bus;
-            async move { Host { answer: ask(bus, &node).await, node } }
+            async move { Host { answer: modules_of(bus, &node).await, node } }
         })
         .buffered(ASKED_MAX)
         .collect::<Vec<Host>>();
@@ -94,25 +93,17 @@ pub async fn run(args: ModulesArgs, screen: &mut Screen, notices: &Notices) -> O
     screen.print(&text).await
 }
 
-async fn ask(bus: &Bus, node: &str) -> Result<Vec<ModuleReport>, String> {
-    // The hub's host is asked as a node's is; only its answer may go to an inbox.
+async fn modules_of(bus: &Bus, node: &str) -> Result<Vec<ModuleReport>, String> {
+    // The hub's host is asked as a node's is.
     let name = NodeName::new(node).map_err(|error| error.to_string())?;
-    let reply = match node {
-        HUB => bus.inbox(),
-        _ => subject::stream_up(&name, &bus::stream::new_session()),
-    };
-    let mut answers = bus.listen(&reply).await.map_err(|error| error.to_string())?;
     let command = subject::command(&name, "host", "modules");
-    bus.say(&command, &Headers::new(), bytes::Bytes::new(), Some(reply))
-        .await
-        .map_err(|error| error.to_string())?;
-    match tokio::time::timeout(ANSWER_TIMEOUT, answers.next()).await {
-        Ok(Some(answer)) if answer.no_responders => Err("offline".to_owned()),
-        Ok(Some(answer)) => {
+    match ask(bus, &command, &Headers::new(), bytes::Bytes::new(), ANSWER_TIMEOUT).await {
+        Ok(answer) => {
             schemas::decode(&answer.payload).map_err(|error| format!("its answer cannot be read: {error}"))
         }
-        Ok(None) => Err("the connection was closed".to_owned()),
-        Err(_) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
+        Err(ToolError::NoResponders { .. }) => Err("offline".to_owned()),
+        Err(ToolError::Timeout { .. }) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -11,6 +11,7 @@ use schemas::envelope::Headers;
 use schemas::{MESSAGE_MAX_BYTES, subject};
 use serde_json::Value;
 
+use crate::ask::ask;
 use crate::decode::safe;
 use crate::duration;
 use crate::failure::{Failure, Outcome};
@@ -133,7 +134,7 @@ fn not_sent(error: &ToolError) -> Failure {
 }
 
 /// Asks, unless the server refuses the subject: that comes at once, and is a better word than a timeout.
-async fn ask(
+async fn ask_or_refused(
     letter: &Letter,
     bus: &Bus,
     payload: Bytes,
@@ -142,7 +143,7 @@ async fn ask(
 ) -> Outcome<Asked> {
     let headers = letter.headers();
     tokio::select! {
-        answer = bus.ask(&letter.subject, &headers, payload, timeout) => Ok(answer),
+        answer = ask(bus, &letter.subject, &headers, payload, timeout) => Ok(answer),
         failure = notices.refusal() => Err(failure),
     }
 }
@@ -165,7 +166,7 @@ pub async fn publish(args: PubArgs, screen: &mut Screen, notices: &Notices) -> O
             "stored are up.<namespace>.<topic> on a node (--edge DIR) and to.<node>.<namespace>.<topic> at the hub",
         )
     };
-    let ack = match ask(&letter, &bus, payload, ACK_TIMEOUT, notices).await? {
+    let ack = match ask_or_refused(&letter, &bus, payload, ACK_TIMEOUT, notices).await? {
         Ok(ack) => ack,
         Err(ToolError::NoResponders { subject }) => {
             return Err(no_stream(format!("no stream at {} stores {subject}", place.node)));
@@ -191,8 +192,9 @@ pub async fn request(args: ReqArgs, screen: &mut Screen, notices: &Notices) -> O
     let letter = args.letter;
     let payload = letter.payload().await?;
     let (_place, bus) = letter.bus().await?;
-    let answer =
-        ask(&letter, &bus, payload, args.timeout, notices).await?.map_err(|error| not_sent(&error))?;
+    let answer = ask_or_refused(&letter, &bus, payload, args.timeout, notices)
+        .await?
+        .map_err(|error| not_sent(&error))?;
     let now = jiff::Zoned::now();
     if args.json {
         return screen.json(&as_json(bus.account(), &answer, &now)).await;

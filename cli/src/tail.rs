@@ -35,8 +35,18 @@ pub struct TailArgs {
     /// Stop after so many messages
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
+    /// With a leading wildcard: also the plumbing, which is inboxes and JetStream's own (`_INBOX.`, `$JS.`)
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     place: PlaceArgs,
+}
+
+/// Is it how things are said, rather than something that is said? Hidden where everything is asked for, since it is
+/// most of it; whoever names it sees it.
+fn plumbing(filter: &str, subject: &str) -> bool {
+    let first = filter.split('.').next().unwrap_or_default();
+    (first == ">" || first == "*") && (subject.starts_with("_INBOX.") || subject.starts_with("$JS."))
 }
 
 /// A subject that can be listened on.
@@ -67,7 +77,12 @@ pub async fn run(args: TailArgs, screen: &mut Screen, notices: &Notices) -> Outc
         let listening = listen(&bus, &args.subject).await?;
         notices.settle(&bus).await?;
         let account = *account;
-        heard.push(listening.map(move |message| (account, message)).boxed());
+        let hidden = (!args.all).then(|| args.subject.clone());
+        let shown = move |message: &Message| {
+            let hide = hidden.as_deref().is_some_and(|filter| plumbing(filter, &message.subject));
+            std::future::ready(!hide)
+        };
+        heard.push(listening.filter(shown).map(move |message| (account, message)).boxed());
         buses.push(bus);
     }
     let names: Vec<&str> = accounts.iter().map(|account| account.as_str()).collect();
@@ -258,6 +273,21 @@ mod tests {
         assert_eq!(shown(&Format { raw: true, terminal: true, ..PLAIN }, &nasty), "\\u{1b}[2Jx\n");
         let binary = message(&[], &[0xff, 0x1b]);
         assert_eq!(shown(&Format { raw: true, terminal: true, ..PLAIN }, &binary), "0xff1b\n");
+    }
+
+    #[test]
+    fn plumbing_is_hidden_only_where_everything_is_asked_for() {
+        for (filter, subject, hidden) in [
+            (">", "_INBOX.hub.x", true),
+            ("*.hub.>", "_INBOX.hub.x", true),
+            (">", "$JS.API.INFO", true),
+            (">", "$KV.objects.x", false),
+            (">", "app.x", false),
+            ("_INBOX.>", "_INBOX.hub.x", false),
+            ("$JS.>", "$JS.API.INFO", false),
+        ] {
+            assert_eq!(plumbing(filter, subject), hidden, "{filter} {subject}");
+        }
     }
 
     #[test]

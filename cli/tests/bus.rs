@@ -105,12 +105,10 @@ async fn tail_of_everything_hears_both_accounts_as_json() {
     say(&server.bus(Account::Work).await, "app.a", &Headers::new(), &schemas::encode(&json!({"w": 1}))).await;
     say(&server.bus(Account::Control).await, "ew.mod.edge-a.sync", &Headers::new(), b"\xff\xfe").await;
     let mut heard = Vec::new();
-    while heard.len() < 2 {
+    for _ in 0..2 {
         let line: Value = serde_json::from_str(&tail.line()).unwrap();
-        if !line["subject"].as_str().unwrap().starts_with("_INBOX.") {
-            assert!(line["time"].as_str().unwrap().ends_with('Z'));
-            heard.push((line["account"].clone(), line["subject"].clone(), line["format"].clone(), line));
-        }
+        assert!(line["time"].as_str().unwrap().ends_with('Z'));
+        heard.push((line["account"].clone(), line["subject"].clone(), line["format"].clone(), line));
     }
     heard.sort_by_key(|(account, ..)| account.to_string());
     assert_eq!(heard[0].2, "binary");

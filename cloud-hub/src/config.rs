@@ -93,7 +93,8 @@ impl Config {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("EW-CONFIG: cannot read {}", path.display()))?;
-                toml::from_str(&text).with_context(|| format!("EW-CONFIG: {} is not valid", path.display()))?
+                toml::from_str(&text)
+                    .with_context(|| format!("EW-CONFIG: {} is not valid", path.display()))?
             }
         };
         let any = |port| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port);
@@ -129,7 +130,11 @@ fn guess_addresses(listen: IpAddr) -> Vec<String> {
     }
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim().to_owned();
-    if name.is_empty() || name == "(none)" { vec!["127.0.0.1".into()] } else { vec![name, "127.0.0.1".into()] }
+    if name.is_empty() || name == "(none)" {
+        vec!["127.0.0.1".into()]
+    } else {
+        vec![name, "127.0.0.1".into()]
+    }
 }
 
 #[cfg(test)]
@@ -141,7 +146,8 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("ew-hub-config-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("hub.toml");
-        std::fs::write(&path, "data_dir = \"/a\"\nadvertise = [\"hub.example\"]\nlog_format = \"json\"\n").unwrap();
+        std::fs::write(&path, "data_dir = \"/a\"\nadvertise = [\"hub.example\"]\nlog_format = \"json\"\n")
+            .unwrap();
         let args = Args::parse_from(["cloud-hub", "--config", path.to_str().unwrap(), "--data-dir", "/b"]);
         let config = Config::load(args).unwrap();
         assert_eq!(config.data_dir, PathBuf::from("/b"));

@@ -74,8 +74,7 @@ fn connector(server: &HubServer, keys: Arc<HubKeys>, tls: &Tls) -> Connector {
     let mint: Mint = Arc::new(move |account, owner, permissions| {
         let keys = keys.clone();
         Box::pin(async move {
-            let (jwt, seed) =
-                keys.mint(account, &owner, &permissions).map_err(|error| error.to_string())?;
+            let (jwt, seed) = keys.mint(account, &owner, &permissions).map_err(|error| error.to_string())?;
             Ok(Login::Jwt { jwt, seed })
         })
     });
@@ -158,8 +157,8 @@ fn serve(host: &mut Host, config: &Config, tls: &Tls, token: String) -> anyhow::
         key_pem: read(&tls.key_file)?,
         tokens: vec![api::Token { secret: token, user: "edgewire-admin".to_owned() }],
     };
-    host.module(spec(api::module::NAME, api::module::flows()), move || {
-        (api::module::Api, api::module::ApiRim(serving.clone()))
+    host.module(spec(api::NAME, api::flows()), move || {
+        (api::ApiModule, api::ApiRim { config: serving.clone() })
     });
     Ok(())
 }

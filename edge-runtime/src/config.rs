@@ -182,7 +182,8 @@ impl Config {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("EW-CONFIG: cannot read {}", path.display()))?;
-                toml::from_str(&text).with_context(|| format!("EW-CONFIG: {} is not valid", path.display()))?
+                toml::from_str(&text)
+                    .with_context(|| format!("EW-CONFIG: {} is not valid", path.display()))?
             }
         };
         let node = match args.node.or(file.name) {
@@ -191,7 +192,9 @@ impl Config {
         };
         let cidr = args.pod_cidr.or(file.pod_cidr).unwrap_or_else(|| "10.85.0.0/24".to_owned());
         let Some(pod_cidr) = Cidr::parse(&cidr) else {
-            bail!("EW-CONFIG: pod_cidr {cidr:?} is not an IPv4 network such as 10.85.0.0/24 (prefix 8 to 29)");
+            bail!(
+                "EW-CONFIG: pod_cidr {cidr:?} is not an IPv4 network such as 10.85.0.0/24 (prefix 8 to 29)"
+            );
         };
         let bridge = args.bridge.or(file.bridge).unwrap_or_else(|| "edgewire0".to_owned());
         if bridge.is_empty() || bridge.len() > 15 || bridge.contains(['/', ' ']) {
@@ -236,7 +239,10 @@ mod tests {
     #[test]
     fn networks_are_read_and_bounded() {
         let cidr = Cidr::parse("10.85.3.7/24").unwrap();
-        assert_eq!((cidr.to_string(), cidr.gateway().to_string()), ("10.85.3.0/24".into(), "10.85.3.1".into()));
+        assert_eq!(
+            (cidr.to_string(), cidr.gateway().to_string()),
+            ("10.85.3.0/24".into(), "10.85.3.1".into())
+        );
         for bad in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.0/30", "x/24"] {
             assert!(Cidr::parse(bad).is_none(), "{bad}");
         }

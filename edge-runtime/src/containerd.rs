@@ -11,8 +11,6 @@ use bus::server::child::{Files, Record};
 use bus::server::session;
 use tokio_util::sync::CancellationToken;
 
-/// How long it may take to end.
-const STOP_GRACE: Duration = Duration::from_secs(10);
 /// First pause before a fallen one is started again; doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -66,13 +64,6 @@ impl Containerd {
         }
     }
 
-    /// Ends it; containers go on.
-    pub async fn end(&self) {
-        if let Some(record) = Record::find(&self.files) {
-            record.stop(STOP_GRACE).await;
-        }
-    }
-
     async fn spawn(&self) -> anyhow::Result<()> {
         let dir = &self.files.dir;
         let config = format!(
@@ -93,7 +84,8 @@ impl Containerd {
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
         // Reaped here when it falls while we live; `Record` tells its end.
         tokio::spawn(async move { child.wait().await });
-        let record = Record::of(pid, "").context("EW-CONTAINERD-DIED: containerd ended at once; see its log")?;
+        let record =
+            Record::of(pid, "").context("EW-CONTAINERD-DIED: containerd ended at once; see its log")?;
         record.save(&self.files).with_context(|| format!("cannot write {}", self.files.record().display()))
     }
 }

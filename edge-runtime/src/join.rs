@@ -39,23 +39,30 @@ pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
         control_key: keys.control.public_key(),
         work_key: keys.work.public_key(),
     };
-    let mut last = anyhow!("EW-JOIN-TOKEN: the token names no hub; make a new one with `edgewire token create`");
+    let mut last =
+        anyhow!("EW-JOIN-TOKEN: the token names no hub; make a new one with `edgewire token create`");
     for hub in &token.hubs {
         match tokio::time::timeout(TIMEOUT, post(hub, &token.ca_sha256, &enroll)).await {
             Ok(Ok(enrolled)) => {
                 membership::save(&args.data_dir, node.clone(), &keys, enrolled)?;
-                println!("joined {hub} as {node}; next: edgewire edge --data-dir {}", args.data_dir.display());
+                println!(
+                    "joined {hub} as {node}; next: edgewire edge --data-dir {}",
+                    args.data_dir.display()
+                );
                 return Ok(());
             }
             Ok(Err(error)) => last = error.context(format!("hub {hub}")),
-            Err(_) => last = anyhow!("EW-HUB-UNREACHABLE: hub {hub} did not answer in {} s", TIMEOUT.as_secs()),
+            Err(_) => {
+                last = anyhow!("EW-HUB-UNREACHABLE: hub {hub} did not answer in {} s", TIMEOUT.as_secs())
+            }
         }
     }
     Err(last)
 }
 
 fn read_token(text: &str) -> anyhow::Result<JoinToken> {
-    let bad = "EW-JOIN-TOKEN: this is not a join token (`ew1.…`); copy all of what `edgewire token create` printed";
+    let bad =
+        "EW-JOIN-TOKEN: this is not a join token (`ew1.…`); copy all of what `edgewire token create` printed";
     let body = text.trim().strip_prefix("ew1.").context(bad)?;
     let json = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(body).map_err(|_| anyhow!(bad))?;
     serde_json::from_slice(&json).map_err(|_| anyhow!(bad))
@@ -67,14 +74,14 @@ async fn post(hub: &str, ca_sha256: &str, enroll: &Enroll) -> anyhow::Result<Enr
     let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "443"));
     let host = host.trim_matches(['[', ']']);
     let port: u16 = port.parse().context("EW-JOIN-TOKEN: the hub's port is not a number")?;
-    let unreachable = || format!("EW-HUB-UNREACHABLE: cannot reach {authority}; is the hub running and the port open?");
+    let unreachable =
+        || format!("EW-HUB-UNREACHABLE: cannot reach {authority}; is the hub running and the port open?");
     let tcp = tokio::net::TcpStream::connect((host, port)).await.with_context(unreachable)?;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(pinned(ca_sha256)?));
     let name = ServerName::try_from(host.to_owned()).context("EW-JOIN-TOKEN: the hub's name is not valid")?;
-    let mut tls = connector
-        .connect(name, tcp)
-        .await
-        .context("EW-HUB-UNTRUSTED: this is not the hub that made the token (or its certificate lacks this name)")?;
+    let mut tls = connector.connect(name, tcp).await.context(
+        "EW-HUB-UNTRUSTED: this is not the hub that made the token (or its certificate lacks this name)",
+    )?;
     let body = serde_json::to_vec(enroll)?;
     // One small request on a connection of its own: not worth an HTTP client.
     let head = format!(
@@ -112,7 +119,8 @@ fn parse_answer(answer: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
     if lower.contains("transfer-encoding: chunked") {
         bail!("EW-HUB-ANSWER: the hub answered in chunks");
     }
-    let length = lower.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    let length =
+        lower.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
     if let Some(length) = length {
         if body.len() < length {
             bail!("EW-HUB-ANSWER: the hub's answer was cut off");

@@ -34,7 +34,8 @@ impl Keys {
     /// Reads them, or makes them.
     pub fn load_or_create(data_dir: &Path) -> anyhow::Result<Self> {
         let dir = dir(data_dir);
-        std::fs::create_dir_all(&dir).with_context(|| format!("EW-DATA-DIR: cannot make {}", dir.display()))?;
+        std::fs::create_dir_all(&dir)
+            .with_context(|| format!("EW-DATA-DIR: cannot make {}", dir.display()))?;
         let key = |name: &str| -> anyhow::Result<nkeys::KeyPair> {
             let path = dir.join(format!("{name}.seed"));
             if let Ok(seed) = std::fs::read_to_string(&path) {
@@ -43,7 +44,8 @@ impl Keys {
             }
             let key = nkeys::KeyPair::new_user();
             let seed = key.seed().map_err(|error| anyhow::anyhow!("no seed: {error}"))?;
-            write_private(&path, seed.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+            write_private(&path, seed.as_bytes())
+                .with_context(|| format!("cannot write {}", path.display()))?;
             Ok(key)
         };
         Ok(Self { control: key("control")?, work: key("work")? })

@@ -47,7 +47,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         ),
         (Some((membership, link)), _) => (membership.node, Some(link)),
         (None, Some(name)) => (name.clone(), None),
-        (None, None) => bail!("EW-NOT-JOINED: this node has not joined a hub; run `edgewire join TOKEN` first"),
+        (None, None) => {
+            bail!("EW-NOT-JOINED: this node has not joined a hub; run `edgewire join TOKEN` first")
+        }
     };
     network::ensure_bridge(&config.bridge, config.pod_cidr).await?;
     let (durable, broken) = Durable::open(&config.data_dir.join("state"))?;
@@ -72,7 +74,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     leaf.ready(READY_TIMEOUT).await?;
     let status = leaf.status().borrow().clone();
     if let Some(moved) = status.store_moved {
-        notices.push(("StoreReplaced".to_owned(), format!("{}; moved to {}", moved.reason, moved.to.display())));
+        notices
+            .push(("StoreReplaced".to_owned(), format!("{}; moved to {}", moved.reason, moved.to.display())));
     }
     let connector = connector(&leaf, &node);
     register(&leaf, &connector, &node).await?;
@@ -227,11 +230,13 @@ async fn operator(leaf: &LeafServer, config: &Config, node: &NodeName) -> anyhow
         "user": control.0, "control_password": control.1, "work_user": work.0, "work_password": work.1,
     });
     let path = config.data_dir.join("operator.json");
-    write_private(&path, json.to_string().as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+    write_private(&path, json.to_string().as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 async fn leaf_user(leaf: &LeafServer, account: Account) -> anyhow::Result<(String, String)> {
-    let user = leaf.user(&user_name(account, "operator")).await.context("the operator's user is not there")?;
+    let user =
+        leaf.user(&user_name(account, "operator")).await.context("the operator's user is not there")?;
     Ok((user.name, user.password))
 }
 

@@ -170,7 +170,11 @@ impl ObjectKey {
 
     /// `namespace/name`, or `name` for cluster-scoped objects: how people write it.
     pub fn display(&self) -> String {
-        if self.namespace.is_empty() { self.name.clone() } else { format!("{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            self.name.clone()
+        } else {
+            format!("{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -395,9 +399,9 @@ pub fn matches(filter: &str, subject: &str) -> bool {
 pub fn is_publishable(subject: &str) -> bool {
     !subject.is_empty()
         && subject.len() <= 4096
-        && subject
-            .split('.')
-            .all(|t| !t.is_empty() && t != "*" && t != ">" && !t.chars().any(|c| c.is_whitespace() || c.is_control()))
+        && subject.split('.').all(|t| {
+            !t.is_empty() && t != "*" && t != ">" && !t.chars().any(|c| c.is_whitespace() || c.is_control())
+        })
 }
 
 #[cfg(test)]

@@ -71,7 +71,8 @@ fn a_seed_is_a_whole_run() {
 
 fn is_caught(planted: Planted) {
     let caught = (0..PLANTED_SEEDS).find_map(|seed| Some((seed, run(seed, Some(planted)).failure?)));
-    let (seed, how) = caught.unwrap_or_else(|| panic!("{planted:?} was not found within {PLANTED_SEEDS} seeds"));
+    let (seed, how) =
+        caught.unwrap_or_else(|| panic!("{planted:?} was not found within {PLANTED_SEEDS} seeds"));
     println!("{planted:?} is found by seed {seed}: {how}");
 }
 

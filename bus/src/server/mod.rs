@@ -19,7 +19,7 @@ mod store;
 pub mod users;
 
 pub use hub::{HubConfig, HubServer};
-pub use leaf::{HubLink, Link, LeafConfig, LeafServer};
+pub use leaf::{HubLink, LeafConfig, LeafServer, Link};
 pub use users::{USERS_MAX, User};
 
 use std::net::SocketAddr;

@@ -29,8 +29,6 @@ pub mod table;
 pub mod validate;
 pub mod validate_pod;
 
-pub mod module;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 

@@ -58,6 +58,9 @@ impl Module for ApiModule {
     }
 }
 
+/// Between two signs of life to a node whose bytes wait for the user.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The rim: the HTTPS server.
 pub struct ApiRim {
     /// How to serve.
@@ -105,6 +108,19 @@ impl BusReach {
     }
 }
 
+/// Gives the user a frame; says to the node meanwhile that we are still here, however long the user takes.
+async fn deliver(stream: &bus::stream::ByteStream, say: &mpsc::Sender<Frame>, frame: Frame) -> bool {
+    let saying = say.send(frame);
+    tokio::pin!(saying);
+    loop {
+        match tokio::time::timeout(ALIVE_INTERVAL, &mut saying).await {
+            Ok(said) => return said.is_ok(),
+            Err(_) if stream.alive().await.is_err() => return false,
+            Err(_) => {}
+        }
+    }
+}
+
 /// Carries frames between a stream and its user until either ends. The user's channel is only read when what it said
 /// before has found credit, so a program that does not read its input stops the one who types.
 async fn carry(
@@ -128,7 +144,7 @@ async fn carry(
                 Ok(None) => {}
                 Ok(Some(frame)) => {
                     let last = matches!(frame, Frame::End { .. });
-                    if say.send(frame).await.is_err() {
+                    if !deliver(&stream, &say, frame).await {
                         let _ = stream.end(None, None).await;
                         return;
                     }

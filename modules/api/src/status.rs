@@ -239,7 +239,8 @@ impl IntoResponse for ApiError {
                 axum::http::HeaderValue::from_static("Bearer realm=\"edgewire\""),
             );
         }
-        if self.code == 503 {
+        // kubectl waits and tries ten times when it sees this: right for a store that restarts, not for a node that is away.
+        if self.details.as_ref().is_some_and(|details| details.get("retryAfterSeconds").is_some()) {
             response.headers_mut().insert("retry-after", axum::http::HeaderValue::from_static("1"));
         }
         response

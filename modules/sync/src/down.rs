@@ -10,7 +10,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemas::desired::{Content, Desired, GetPage, GetRequest, Lineage, ListPage, ListRequest, Local, Position};
+use schemas::desired::{
+    Content, Desired, GetPage, GetRequest, Lineage, ListPage, ListRequest, Local, Position,
+};
 use schemas::name::NodeName;
 use schemas::subject::DesiredKey;
 
@@ -88,9 +90,8 @@ impl Down {
 
     /// The newest write that the node has on disk.
     pub fn position(&self) -> Option<Position> {
-        let mine = |local: &&Local| {
-            self.lineage.as_ref().is_none_or(|lineage| lineage.contains(&local.position()))
-        };
+        let mine =
+            |local: &&Local| self.lineage.as_ref().is_none_or(|lineage| lineage.contains(&local.position()));
         self.held.values().filter(mine).max_by_key(|local| local.revision).map(Local::position)
     }
 
@@ -285,7 +286,12 @@ mod tests {
     use schemas::object::Object;
 
     fn key(name: &str) -> DesiredKey {
-        DesiredKey { plural: "pods".into(), namespace: "d".into(), name: name.into(), uid: format!("u-{name}") }
+        DesiredKey {
+            plural: "pods".into(),
+            namespace: "d".into(),
+            name: name.into(),
+            uid: format!("u-{name}"),
+        }
     }
 
     fn desired(epoch: &str, resource_version: u64) -> Desired {
@@ -306,8 +312,10 @@ mod tests {
     }
 
     fn list(lineage: Lineage, at_revision: u64, entries: &[(&str, u64)]) -> ListPage {
-        let entries =
-            entries.iter().map(|(name, revision)| ListEntry { key: key(name), revision: *revision }).collect();
+        let entries = entries
+            .iter()
+            .map(|(name, revision)| ListEntry { key: key(name), revision: *revision })
+            .collect();
         ListPage { lineage, at_revision, entries, more: false }
     }
 
@@ -353,7 +361,9 @@ mod tests {
         down.connect(1000);
         // Backup taken at revision 6: it had written `a` (5), not `b` (8).
         let steps = down.page(list(lineage(&[("e1", 0), ("e2", 6)]), 7, &[]), 1000);
-        assert!(matches!(steps.as_slice(), [Step::Write(gone, _), Step::Orphans(1), Step::Pull] if *gone == key("a")));
+        assert!(
+            matches!(steps.as_slice(), [Step::Write(gone, _), Step::Orphans(1), Step::Pull] if *gone == key("a"))
+        );
     }
 
     #[test]
@@ -415,7 +425,9 @@ mod tests {
         let mut down = following();
         down.connect(1000);
         let first = ListPage { more: true, ..list(lineage(&[("e1", 0)]), 8, &[("a", 5)]) };
-        assert!(matches!(down.page(first, 1000).as_slice(), [Step::List(next)] if next.after == Some(key("a"))));
+        assert!(
+            matches!(down.page(first, 1000).as_slice(), [Step::List(next)] if next.after == Some(key("a")))
+        );
         let moved = list(lineage(&[("e1", 0)]), 9, &[]);
         assert!(matches!(down.page(moved, 1000).as_slice(), [Step::List(next)] if next.after.is_none()));
         assert!(down.is_listing());

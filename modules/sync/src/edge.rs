@@ -45,12 +45,20 @@ pub enum Act {
     },
     /// Acknowledge what was pulled.
     Acknowledge(Vec<String>),
-    /// Read the lane's cursor at the hub and the state of its stream here.
-    FindCursor(Lane),
+    /// Read the lane's cursor at the hub and the state of its stream here. The round comes back with what a lane wants
+    /// done, so that the outcome of something older is not taken for the present one's.
+    FindCursor {
+        /// The lane.
+        lane: Lane,
+        /// Which round.
+        round: u64,
+    },
     /// Read the lane's stream, waiting a while for something to come.
     Read {
         /// The lane.
         lane: Lane,
+        /// Which round.
+        round: u64,
         /// From this sequence on.
         from: u64,
         /// At most so many bytes.
@@ -60,6 +68,8 @@ pub enum Act {
     Commit {
         /// The lane.
         lane: Lane,
+        /// Which round.
+        round: u64,
         /// The messages.
         messages: Vec<Raise>,
         /// The new cursor.
@@ -91,13 +101,29 @@ pub enum Done {
         took_ms: u64,
     },
     /// The cursor's revision and value at the hub, and the stream here.
-    Found(Lane, Result<(Option<(u64, Vec<u8>)>, StreamState), LinkError>),
+    Found {
+        /// The lane.
+        lane: Lane,
+        /// Which round.
+        round: u64,
+        /// What was found.
+        outcome: Result<(Option<(u64, Vec<u8>)>, StreamState), LinkError>,
+    },
     /// What stands in the stream.
-    Have(Lane, Result<Vec<Stored>, LinkError>),
+    Have {
+        /// The lane.
+        lane: Lane,
+        /// Which round.
+        round: u64,
+        /// The messages.
+        outcome: Result<Vec<Stored>, LinkError>,
+    },
     /// What became of a batch.
     Committed {
         /// The lane.
         lane: Lane,
+        /// Which round.
+        round: u64,
         /// The cursor's new revision.
         outcome: Result<u64, LinkError>,
         /// Size of the batch.
@@ -165,7 +191,7 @@ pub struct Sync {
     next_write: u64,
     asking: bool,
     retry_down_at: Option<Timestamp>,
-    lanes: BTreeMap<Lane, (Up, Pace, Option<Timestamp>)>,
+    lanes: BTreeMap<Lane, LaneUp>,
     local_current: bool,
     link: Link,
     report: Option<NodeReport>,
@@ -173,6 +199,16 @@ pub struct Sync {
     inspected_at: Option<Timestamp>,
     notices: Vec<(String, String)>,
     events: u64,
+}
+
+/// A lane with its pace.
+#[derive(Debug)]
+struct LaneUp {
+    up: Up,
+    pace: Pace,
+    retry_at: Option<Timestamp>,
+    /// Counts what the lane wanted done: one thing at a time, and only its outcome counts.
+    round: u64,
 }
 
 /// What is known of the link.
@@ -196,7 +232,10 @@ impl Sync {
     pub fn new(node: NodeName, boot_id: String, notices: Vec<(String, String)>) -> Self {
         let lanes = Lane::ALL
             .into_iter()
-            .map(|lane| (lane, (Up::new(node.clone(), lane), Pace::default(), None)))
+            .map(|lane| {
+                let up = Up::new(node.clone(), lane);
+                (lane, LaneUp { up, pace: Pace::default(), retry_at: None, round: 0 })
+            })
             .collect();
         Self {
             node,
@@ -240,7 +279,7 @@ impl Sync {
             sequence: self.link.sequence,
             at: now,
             desired: self.down.position(),
-            waiting: self.lanes.iter().map(|(lane, (up, ..))| (*lane, up.waiting())).collect(),
+            waiting: self.lanes.iter().map(|(lane, of)| (*lane, of.up.waiting())).collect(),
         };
         effects.push(Effect::Request {
             subject: subject::heartbeat(&self.node),
@@ -252,9 +291,9 @@ impl Sync {
 
     fn beaten(&mut self, answer: Result<Vec<u8>, String>, now: Timestamp, effects: &mut Effects) {
         self.link.outstanding = false;
-        let Ok(ack) = answer.and_then(|bytes| {
-            schemas::decode::<HeartbeatAck>(&bytes).map_err(|error| error.to_string())
-        }) else {
+        let Ok(ack) = answer
+            .and_then(|bytes| schemas::decode::<HeartbeatAck>(&bytes).map_err(|error| error.to_string()))
+        else {
             return;
         };
         self.link.answered_at = Some(now);
@@ -266,7 +305,7 @@ impl Sync {
         if !self.link.up {
             self.link.up = true;
             let away = self.link.down_since.take().map(|since| now.since_ms(since));
-            let waiting: u64 = self.lanes.values().map(|(up, ..)| up.waiting()).sum();
+            let waiting: u64 = self.lanes.values().map(|of| of.up.waiting()).sum();
             let text = match away {
                 Some(ms) => format!("link is up after {} s; {waiting} messages wait", ms / 1000),
                 None => format!("link is up; {waiting} messages wait"),
@@ -295,11 +334,10 @@ impl Sync {
         report.sequence = self.report_sequence;
         self.link.hub_knows = true;
         let subject = subject::report(NAME, "node", &[self.node.as_str()]);
-        let id = format!("{}-{}", self.node, self.report_sequence);
-        effects.push(Effect::Save {
-            key: "sequence".to_owned(),
-            value: schemas::encode(&self.report_sequence),
-        });
+        // With the boot: a node whose disk was lost counts from the beginning.
+        let id = format!("{}-{}-{}", self.node, self.boot_id, self.report_sequence);
+        effects
+            .push(Effect::Save { key: "sequence".to_owned(), value: schemas::encode(&self.report_sequence) });
         effects.push(Effect::Report {
             subject,
             headers: envelope::headers(self.node.as_str(), NAME, "Node", &id, now),
@@ -316,10 +354,11 @@ impl Sync {
             self.down.disconnect();
             self.pull_pace.lost();
             self.asking = false;
-            for (up, pace, retry) in self.lanes.values_mut() {
-                up.disconnect();
-                pace.lost();
-                *retry = None;
+            for of in self.lanes.values_mut() {
+                of.up.disconnect();
+                of.pace.lost();
+                of.retry_at = None;
+                of.round += 1;
             }
             let text = format!("link is down: the hub has not answered for {} s", NODE_GRACE_MS / 1000);
             self.tell(Severity::Warning, "LinkDown", text, now, effects);
@@ -335,7 +374,8 @@ impl Sync {
         effects: &mut Effects,
     ) {
         self.events += 1;
-        let id = format!("{}-{}-{}", self.node, self.boot_id, self.events);
+        // With the time: the module may start again within a boot and count from the beginning.
+        let id = format!("{}-{}-{}-{}", self.node, self.boot_id, now.0, self.events);
         let node = self.node.as_str().to_owned();
         let event = EventReport {
             id: id.clone(),
@@ -388,7 +428,8 @@ impl Sync {
                     self.tell(Severity::Warning, "DesiredDiverged", text, now, effects);
                 }
                 down::Step::Repairing(count) => {
-                    let text = format!("{count} objects were missing in the node's store and are fetched again");
+                    let text =
+                        format!("{count} objects were missing in the node's store and are fetched again");
                     self.tell(Severity::Warning, "StoreRepaired", text, now, effects);
                 }
             }
@@ -504,7 +545,13 @@ impl Sync {
         }
     }
 
-    fn answered(&mut self, token: u64, answer: Result<Vec<u8>, String>, now: Timestamp, effects: &mut Effects) {
+    fn answered(
+        &mut self,
+        token: u64,
+        answer: Result<Vec<u8>, String>,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) {
         self.asking = false;
         if !self.link.up {
             return;
@@ -553,15 +600,19 @@ impl Sync {
         effects: &mut Effects,
         step: impl FnOnce(&mut Up) -> Vec<up::Step>,
     ) {
-        let Some((up, pace, retry)) = self.lanes.get_mut(&lane) else { return };
-        let max_bytes = pace.step_bytes();
+        let Some(of) = self.lanes.get_mut(&lane) else { return };
+        let max_bytes = of.pace.step_bytes();
         let mut told = Vec::new();
-        for step in step(up) {
+        for step in step(&mut of.up) {
+            if matches!(step, up::Step::FindCursor(_) | up::Step::Read(..) | up::Step::Commit { .. }) {
+                of.round += 1;
+            }
+            let round = of.round;
             effects.push(match step {
-                up::Step::FindCursor(lane) => Effect::Act(Act::FindCursor(lane)),
-                up::Step::Read(lane, from) => Effect::Act(Act::Read { lane, from, max_bytes }),
+                up::Step::FindCursor(lane) => Effect::Act(Act::FindCursor { lane, round }),
+                up::Step::Read(lane, from) => Effect::Act(Act::Read { lane, round, from, max_bytes }),
                 up::Step::Commit { lane, messages, cursor, expect_revision } => {
-                    Effect::Act(Act::Commit { lane, messages, cursor, expect_revision })
+                    Effect::Act(Act::Commit { lane, round, messages, cursor, expect_revision })
                 }
                 up::Step::Trim(lane, sequence) => Effect::Act(Act::Trim { lane, sequence }),
                 up::Step::Save(lane, confirmed) => Effect::Save {
@@ -571,7 +622,10 @@ impl Sync {
                 up::Step::Dead(message, reason) => {
                     told.push((
                         "DeadLetter",
-                        format!("the hub refuses {} (sequence {}): {reason}", message.subject, message.sequence),
+                        format!(
+                            "the hub refuses {} (sequence {}): {reason}",
+                            message.subject, message.sequence
+                        ),
                     ));
                     Effect::Dead { subject: message.subject, payload: message.payload.to_vec(), reason }
                 }
@@ -580,7 +634,7 @@ impl Sync {
                     continue;
                 }
                 up::Step::Pause(_) => {
-                    *retry = Some(now.plus_ms(RETRY_MS));
+                    of.retry_at = Some(now.plus_ms(RETRY_MS));
                     continue;
                 }
             });
@@ -592,23 +646,36 @@ impl Sync {
 
     fn done(&mut self, done: Done, now: Timestamp, effects: &mut Effects) {
         let retry = |this: &mut Self, lane: Lane| {
-            if let Some((_, pace, at)) = this.lanes.get_mut(&lane) {
-                pace.lost();
-                *at = Some(now.plus_ms(RETRY_MS));
+            if let Some(of) = this.lanes.get_mut(&lane) {
+                of.pace.lost();
+                of.retry_at = Some(now.plus_ms(RETRY_MS));
             }
         };
+        if let Done::Found { lane, round, .. }
+        | Done::Have { lane, round, .. }
+        | Done::Committed { lane, round, .. } = &done
+        {
+            // A batch may be answered long after the lane gave it up: that says nothing of what the lane does now.
+            if self.lanes.get(lane).is_none_or(|of| of.round != *round) {
+                return;
+            }
+        }
         match done {
             Done::Pulled { round, outcome, took_ms } => self.pulled(round, outcome, took_ms, now, effects),
-            Done::Found(lane, Ok((cursor, state))) => {
+            Done::Found { lane, outcome: Ok((cursor, state)), .. } => {
                 self.lane(lane, now, effects, |up| up.found(cursor, &state));
             }
-            Done::Have(lane, Ok(messages)) => self.lane(lane, now, effects, |up| up.have(messages)),
-            Done::Found(lane, Err(_)) | Done::Have(lane, Err(_)) => retry(self, lane),
-            Done::Committed { lane, outcome, bytes, took_ms } => {
-                if let Some((_, pace, _)) = self.lanes.get_mut(&lane) {
+            Done::Have { lane, outcome: Ok(messages), .. } => {
+                self.lane(lane, now, effects, |up| up.have(messages));
+            }
+            Done::Found { lane, outcome: Err(_), .. } | Done::Have { lane, outcome: Err(_), .. } => {
+                retry(self, lane);
+            }
+            Done::Committed { lane, outcome, bytes, took_ms, .. } => {
+                if let Some(of) = self.lanes.get_mut(&lane) {
                     match &outcome {
-                        Ok(_) => pace.measured(bytes, took_ms),
-                        Err(_) => pace.lost(),
+                        Ok(_) => of.pace.measured(bytes, took_ms),
+                        Err(_) => of.pace.lost(),
                     }
                 }
                 self.lane(lane, now, effects, |up| up.committed(outcome));
@@ -644,11 +711,9 @@ impl Sync {
             self.contact(now, effects);
         }
         for lane in Lane::ALL {
-            let due = self.lanes.get(&lane).is_some_and(|(_, _, at)| at.is_some_and(|at| at <= now));
-            if due {
-                if let Some((_, _, at)) = self.lanes.get_mut(&lane) {
-                    *at = None;
-                }
+            let Some(of) = self.lanes.get_mut(&lane) else { continue };
+            if of.retry_at.is_some_and(|at| at <= now) {
+                of.retry_at = None;
                 self.lane(lane, now, effects, |up| vec![up.connect()]);
             }
         }
@@ -664,10 +729,10 @@ impl Module for Sync {
             if key == "sequence" {
                 self.report_sequence = schemas::decode(&value).unwrap_or(0);
             }
-            for (lane, (up, ..)) in &mut self.lanes {
+            for (lane, of) in &mut self.lanes {
                 if key.strip_prefix("lane.") == Some(lane.as_str()) {
                     if let Ok(confirmed) = schemas::decode::<Confirmed>(&value) {
-                        up.restore(confirmed);
+                        of.up.restore(confirmed);
                     }
                 }
             }

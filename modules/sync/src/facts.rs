@@ -75,13 +75,10 @@ pub fn inspect(node: &str, boot_id: &str, config: &NodeConfig) -> NodeReport {
     let memory = memory_kib("MemTotal");
     #[allow(clippy::cast_precision_loss)] // a ratio
     let memory_free = memory_kib("MemAvailable") as f64 / memory.max(1) as f64;
-    let resources: BTreeMap<String, String> = [
-        ("cpu", cpus.to_string()),
-        ("memory", format!("{memory}Ki")),
-        ("pods", PODS_MAX.to_owned()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into();
+    let resources: BTreeMap<String, String> =
+        [("cpu", cpus.to_string()), ("memory", format!("{memory}Ki")), ("pods", PODS_MAX.to_owned())]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into();
     let mut labels = config.labels.clone();
     for (name, value) in [
         ("kubernetes.io/hostname", node),

@@ -17,10 +17,10 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// A step of `bytes` took `took_ms`.
+    /// A step of `bytes` took `took_ms` (0: not known).
     pub fn measured(&mut self, bytes: usize, took_ms: u64) {
-        if bytes < STEP_MIN_BYTES / 8 {
-            return; // says more of the round trip than of the throughput
+        if bytes < STEP_MIN_BYTES / 8 || took_ms == 0 {
+            return; // says more of the round trip than of the throughput, or nothing
         }
         #[allow(clippy::cast_precision_loss)] // far below 2^52
         let now = bytes as f64 * 1000.0 / took_ms.max(1) as f64;

@@ -78,11 +78,15 @@ impl Rim<Sync> for EdgeRim {
             Act::Pull { round, max_bytes } => {
                 let outcome = link::pull(&bus.control, &self.node, max_bytes, PULL_WAIT).await;
                 let (outcome, took_ms) = match outcome {
-                    Ok((pulled, took)) => {
-                        (Ok(pulled), u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
-                    }
+                    Ok((pulled, took)) => (Ok(pulled), u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
                     Err(error) => (Err(error), 0),
                 };
+                match &outcome {
+                    Ok(pulled) => {
+                        tracing::debug!(round, max_bytes, entries = pulled.len(), took_ms, "pulled")
+                    }
+                    Err(error) => tracing::debug!(round, max_bytes, %error, "pull failed"),
+                }
                 Some(Done::Pulled { round, outcome, took_ms })
             }
             Act::Acknowledge(acks) => {
@@ -91,20 +95,20 @@ impl Rim<Sync> for EdgeRim {
                 }
                 None
             }
-            Act::FindCursor(lane) => {
+            Act::FindCursor { lane, round } => {
                 let (stream, up) = streams(lane);
                 let found = async {
                     let bus = of(bus, lane)?;
                     let state = link::state(bus, stream).await?;
                     Ok((link::cursor(bus, up, &subject::cursor(&self.node, lane)).await?, state))
                 };
-                Some(Done::Found(lane, found.await))
+                Some(Done::Found { lane, round, outcome: found.await })
             }
-            Act::Read { lane, from, max_bytes } => {
+            Act::Read { lane, round, from, max_bytes } => {
                 let have = async { read(of(bus, lane)?, lane, from, max_bytes).await };
-                Some(Done::Have(lane, have.await))
+                Some(Done::Have { lane, round, outcome: have.await })
             }
-            Act::Commit { lane, messages, cursor, expect_revision } => {
+            Act::Commit { lane, round, messages, cursor, expect_revision } => {
                 let since = Instant::now();
                 let bytes = messages.iter().map(|message| message.payload.len() + 200).sum();
                 let to = subject::cursor(&self.node, lane);
@@ -116,7 +120,7 @@ impl Rim<Sync> for EdgeRim {
                 if let Err(error) = &outcome {
                     tracing::debug!(lane = lane.as_str(), %error, "batch was not committed");
                 }
-                Some(Done::Committed { lane, outcome, bytes, took_ms: ms(since) })
+                Some(Done::Committed { lane, round, outcome, bytes, took_ms: ms(since) })
             }
             Act::Trim { lane, sequence } => {
                 let (stream, _) = streams(lane);

@@ -126,7 +126,10 @@ impl Up {
                 Ok(cursor) => Some((revision, cursor)),
                 Err(error) => {
                     self.phase = Phase::Away;
-                    steps.push(Step::Tell("CursorUnreadable", format!("lane {}: {error}", self.lane.as_str())));
+                    steps.push(Step::Tell(
+                        "CursorUnreadable",
+                        format!("lane {}: {error}", self.lane.as_str()),
+                    ));
                     steps.push(Step::Pause(self.lane));
                     return steps;
                 }
@@ -146,7 +149,10 @@ impl Up {
                 if !same(&cursor) {
                     steps.push(Step::Tell(
                         "OutboxReplaced",
-                        format!("lane {}: the node's stream is another one; it starts over", self.lane.as_str()),
+                        format!(
+                            "lane {}: the node's stream is another one; it starts over",
+                            self.lane.as_str()
+                        ),
                     ));
                 }
                 Some(cursor).filter(same)
@@ -185,7 +191,8 @@ impl Up {
         let mut messages: Vec<Stored> =
             messages.into_iter().filter(|message| message.sequence >= self.next).collect();
         messages.truncate(self.limit);
-        let (Some(first), Some(last)) = (messages.first().cloned(), messages.last().map(|m| m.sequence)) else {
+        let (Some(first), Some(last)) = (messages.first().cloned(), messages.last().map(|m| m.sequence))
+        else {
             return vec![self.read()];
         };
         self.waiting = self.waiting.max(messages.len() as u64);
@@ -211,6 +218,9 @@ impl Up {
 
     /// What became of the batch.
     pub fn committed(&mut self, outcome: Result<u64, LinkError>) -> Vec<Step> {
+        if !matches!(self.phase, Phase::Committing { .. }) {
+            return Vec::new();
+        }
         let Phase::Committing { last, first, count } = std::mem::replace(&mut self.phase, Phase::Away) else {
             return Vec::new();
         };
@@ -226,7 +236,11 @@ impl Up {
                 vec![Step::Save(self.lane, confirmed), Step::Trim(self.lane, last), self.read()]
             }
             Err(error) if error.is_passing() => {
-                if error == LinkError::CursorMoved { vec![self.connect()] } else { vec![Step::Pause(self.lane)] }
+                if error == LinkError::CursorMoved {
+                    vec![self.connect()]
+                } else {
+                    vec![Step::Pause(self.lane)]
+                }
             }
             Err(_) if count > 1 => {
                 self.limit = count / 2;
@@ -293,8 +307,20 @@ mod tests {
         for (name, confirmed, remote, state, from) in [
             ("first contact", None, None, state("g", 1, 9), 1),
             ("after a cut", None, Some((3, cursor("g", 5))), state("g", 6, 9), 6),
-            ("the hub took more than was confirmed", Some(confirmed.clone()), Some((3, cursor("g", 9))), state("g", 8, 9), 10),
-            ("the node's stream was wiped", Some(confirmed.clone()), Some((3, cursor("g", 9))), state("h", 1, 2), 1),
+            (
+                "the hub took more than was confirmed",
+                Some(confirmed.clone()),
+                Some((3, cursor("g", 9))),
+                state("g", 8, 9),
+                10,
+            ),
+            (
+                "the node's stream was wiped",
+                Some(confirmed.clone()),
+                Some((3, cursor("g", 9))),
+                state("h", 1, 2),
+                1,
+            ),
             ("the hub lost the cursor", Some(confirmed.clone()), None, state("g", 3, 9), 8),
             ("both lost theirs", Some(confirmed), None, state("h", 1, 2), 1),
             ("a stream that went back", None, Some((3, cursor("g", 9))), state("g", 1, 4), 1),
@@ -354,7 +380,9 @@ mod tests {
                         };
                         next.extend(up.committed(outcome));
                     }
-                    Step::Read(_, from) if from <= 8 => next.extend(up.have((from..=8).map(stored).collect())),
+                    Step::Read(_, from) if from <= 8 => {
+                        next.extend(up.have((from..=8).map(stored).collect()))
+                    }
                     Step::Dead(message, _) => dead.push(message.sequence),
                     _ => {}
                 }

@@ -155,7 +155,8 @@ pub fn stored(w: &mut World, at: usize, stream: &str, before: Option<&Stored>, s
         let key = stored.subject.strip_prefix("$KV.desired.").and_then(subject::DesiredKey::parse_desired);
         if let (Ok(Desired { content: Content::Tombstone, .. }), Some((node, key))) = (desired, key) {
             if key.plural == "pods" && !w.checks.doomed.contains(&key.uid) {
-                w.checks.fail(format!("the hub tells {node} that {} is gone, and nobody deleted it", key.uid));
+                w.checks
+                    .fail(format!("the hub tells {node} that {} is gone, and nobody deleted it", key.uid));
             }
         }
     }
@@ -207,7 +208,9 @@ fn local_written(w: &mut World, edge: usize, before: Option<&Stored>, stored: &S
     let read = |stored: &Stored| schemas::decode::<Local>(&stored.payload).ok();
     let before = before.filter(|before| !before.is_tombstone()).and_then(read);
     let (Some(before), Some(after)) = (before, read(stored)) else { return };
-    if let (Content::Object(before), Content::Object(after)) = (&before.desired.content, &after.desired.content) {
+    if let (Content::Object(before), Content::Object(after)) =
+        (&before.desired.content, &after.desired.content)
+    {
         if version(after) < version(before) {
             w.checks.fail(format!(
                 "node {edge} replaces version {} of {} {} by the older {}",
@@ -249,9 +252,11 @@ fn object_written(w: &mut World, before: Option<&Stored>, stored: &Stored) {
 
 /// Conditions are merged with the hub's own; everything else is the report's.
 fn same_status(pod: &Object, status: &Value) -> bool {
-    status.as_object().into_iter().flatten().all(|(field, value)| {
-        field == "conditions" || pod.get(&["status", field]) == Some(value)
-    })
+    status
+        .as_object()
+        .into_iter()
+        .flatten()
+        .all(|(field, value)| field == "conditions" || pod.get(&["status", field]) == Some(value))
 }
 
 /// What does not hold although the world has come to rest.

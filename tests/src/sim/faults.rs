@@ -14,7 +14,8 @@ use super::jetstream::New;
 pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
     let edges = w.edges.len() as u64;
     let edge = usize::try_from(w.random.below(edges)).unwrap_or(0);
-    let pause = if w.random.per_mille(300) { w.random.between(S, 20 * S) } else { w.random.between(50 * MS, 3 * S) };
+    let pause =
+        if w.random.per_mille(300) { w.random.between(S, 20 * S) } else { w.random.between(50 * MS, 3 * S) };
     match w.random.below(100) {
         0..18 => {
             w.tell(|| format!("link {edge} is cut for {} ms", pause / MS));

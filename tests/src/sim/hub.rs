@@ -4,9 +4,9 @@ use bus::flow::Flow;
 use bus::module::{Input, Never};
 use nodes::Nodes;
 use placement::Placement;
+use scheduler::Scheduler;
 use schemas::desired::Lineage;
 use schemas::subject;
-use scheduler::Scheduler;
 use sync::hub::{Act, Links};
 
 use super::checks::Ledger;
@@ -113,7 +113,9 @@ pub fn back_up(w: &mut World) {
 /// The hub's store is replaced by its backup, or by nothing. The hub must be down.
 pub fn replace_store(w: &mut World, by_backup: bool) {
     let backup = w.hub.backup.clone().filter(|_| by_backup);
-    w.tell(|| format!("hub's store is {}", if backup.is_some() { "restored from a backup" } else { "emptied" }));
+    w.tell(|| {
+        format!("hub's store is {}", if backup.is_some() { "restored from a backup" } else { "emptied" })
+    });
     let (server, ledger) = backup.unwrap_or_default();
     w.servers[HUB].server = server;
     w.checks.ledger = ledger;

@@ -272,13 +272,20 @@ impl Stream {
     }
 
     /// Delivers at most so many messages and bytes (at least one message if there is any): (sequence, attempt).
-    pub fn pull(&mut self, name: &str, max_messages: usize, max_bytes: usize, now_ms: u64) -> Vec<(u64, u64)> {
+    pub fn pull(
+        &mut self,
+        name: &str,
+        max_messages: usize,
+        max_bytes: usize,
+        now_ms: u64,
+    ) -> Vec<(u64, u64)> {
         let Some(mut consumer) = self.consumers.remove(name) else { return Vec::new() };
         let mut delivered = Vec::new();
         let mut bytes = 0;
         while delivered.len() < max_messages {
             let Some(sequence) = consumer.peek(self, now_ms) else { break };
-            let size = self.messages.get(&sequence).map_or(0, |stored| stored.payload.len() + stored.subject.len());
+            let size =
+                self.messages.get(&sequence).map_or(0, |stored| stored.payload.len() + stored.subject.len());
             if !delivered.is_empty() && bytes + size > max_bytes {
                 break;
             }
@@ -358,7 +365,9 @@ impl Consumer {
             return None;
         }
         let wanted = |stored: &&Stored| {
-            stored.sequence > self.first_until || !self.config.last_per_subject || self.first.contains(&stored.sequence)
+            stored.sequence > self.first_until
+                || !self.config.last_per_subject
+                || self.first.contains(&stored.sequence)
         };
         stream.read(&self.config.filter, self.after + 1).find(wanted).map(|stored| stored.sequence)
     }

@@ -29,6 +29,7 @@ pub struct WaitingRead {
     id: u64,
     incarnation: u64,
     lane: Lane,
+    round: u64,
     from: u64,
     max_bytes: usize,
 }
@@ -53,10 +54,10 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
                 w.cross(edge, move |w| acknowledge(w, &ack));
             }
         }
-        Act::FindCursor(lane) => find_cursor(w, edge, incarnation, lane),
-        Act::Read { lane, from, max_bytes } => {
+        Act::FindCursor { lane, round } => find_cursor(w, edge, incarnation, lane, round),
+        Act::Read { lane, round, from, max_bytes } => {
             let id = w.unique();
-            w.edges[edge].reads.push(WaitingRead { id, incarnation, lane, from, max_bytes });
+            w.edges[edge].reads.push(WaitingRead { id, incarnation, lane, round, from, max_bytes });
             let delay = w.near_us();
             w.after(delay, move |w| wake_reads(w, edge));
             w.after(READ_WAIT, move |w| {
@@ -64,12 +65,12 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
                 let count = reads.len();
                 reads.retain(|read| read.id != id);
                 if reads.len() < count {
-                    let have = if w.servers[edge + 1].up { Ok(Vec::new()) } else { Err(lost()) };
-                    runner::done::<Sync>(w, edge, incarnation, Done::Have(lane, have));
+                    let outcome = if w.servers[edge + 1].up { Ok(Vec::new()) } else { Err(lost()) };
+                    runner::done::<Sync>(w, edge, incarnation, Done::Have { lane, round, outcome });
                 }
             });
         }
-        Act::Commit { lane, messages, cursor, expect_revision } => {
+        Act::Commit { lane, round, messages, cursor, expect_revision } => {
             let (_, stream) = streams(lane);
             let sent_us = w.at_us;
             let bytes = messages.iter().map(|message| message.payload.len() + 200).sum();
@@ -93,7 +94,9 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
             Asker::ask(w, edge, COMMIT_WAIT, at_hub, move |w, outcome| {
                 let took_ms = (w.at_us - sent_us) / MS;
                 let outcome = outcome.unwrap_or_else(|| Err(lost()));
-                runner::done::<Sync>(w, edge, incarnation, Done::Committed { lane, outcome, bytes, took_ms });
+                w.tell(|| format!("node {edge}, lane {}: batch {outcome:?}", lane.as_str()));
+                let done = Done::Committed { lane, round, outcome, bytes, took_ms };
+                runner::done::<Sync>(w, edge, incarnation, done);
             });
         }
         Act::Trim { lane, sequence } => {
@@ -148,7 +151,8 @@ fn serve(w: &mut World, waiting: &WaitingPull) -> bool {
     let node = w.edges[waiting.asker.edge].name.clone();
     let consumer = subject::desired_consumer(&node);
     let (now_ms, prefix) = (w.now_ms(), format!("$KV.{}.", subject::BUCKET_DESIRED));
-    let Some(stream) = w.servers[HUB].server.stream_mut(&subject::bucket_stream(subject::BUCKET_DESIRED)) else {
+    let Some(stream) = w.servers[HUB].server.stream_mut(&subject::bucket_stream(subject::BUCKET_DESIRED))
+    else {
         return false;
     };
     let delivered = stream.pull(&consumer, BATCH_MESSAGES_MAX, waiting.max_bytes, now_ms);
@@ -177,7 +181,8 @@ fn serve(w: &mut World, waiting: &WaitingPull) -> bool {
 
 fn acknowledge(w: &mut World, ack: &str) {
     let mut parts = ack.split(' ');
-    let (Some(consumer), Some(generation), Some(sequence)) = (parts.next(), parts.next(), parts.next()) else {
+    let (Some(consumer), Some(generation), Some(sequence)) = (parts.next(), parts.next(), parts.next())
+    else {
         return;
     };
     let Ok(sequence) = sequence.parse() else { return };
@@ -222,7 +227,7 @@ pub fn wake_reads(w: &mut World, edge: usize) {
             if stored.is_empty() {
                 w.edges[edge].reads.push(read);
             } else {
-                let have = Done::Have(read.lane, Ok(stored));
+                let have = Done::Have { lane: read.lane, round: read.round, outcome: Ok(stored) };
                 runner::done::<Sync>(w, edge, read.incarnation, have);
             }
         }
@@ -252,13 +257,14 @@ fn read_now(w: &World, edge: usize, read: &WaitingRead) -> Vec<Stored> {
 
 type Found = Option<(u64, Vec<u8>)>;
 
-fn find_cursor(w: &mut World, edge: usize, incarnation: u64, lane: Lane) {
+fn find_cursor(w: &mut World, edge: usize, incarnation: u64, lane: Lane, round: u64) {
     let (local, remote) = streams(lane);
     let delay = w.near_us();
     w.after(delay, move |w| {
         let Some(stream) = w.servers[edge + 1].server.stream(local).filter(|_| w.servers[edge + 1].up) else {
             w.after(REQUEST_WAIT, move |w| {
-                runner::done::<Sync>(w, edge, incarnation, Done::Found(lane, Err(lost())));
+                let done = Done::Found { lane, round, outcome: Err(lost()) };
+                runner::done::<Sync>(w, edge, incarnation, done);
             });
             return;
         };
@@ -276,8 +282,9 @@ fn find_cursor(w: &mut World, edge: usize, incarnation: u64, lane: Lane) {
             asker.answer(w, found);
         };
         Asker::ask(w, edge, REQUEST_WAIT, at_hub, move |w, found: Option<Found>| {
-            let found = found.ok_or_else(lost).map(|cursor| (cursor, state));
-            runner::done::<Sync>(w, edge, incarnation, Done::Found(lane, found));
+            let outcome = found.ok_or_else(lost).map(|cursor| (cursor, state));
+            w.tell(|| format!("node {edge}, lane {}: found {outcome:?}", lane.as_str()));
+            runner::done::<Sync>(w, edge, incarnation, Done::Found { lane, round, outcome });
         });
     });
 }

@@ -69,6 +69,9 @@ pub fn run(seed: u64, planted: Option<Planted>) -> Outcome {
         wrong = checks::at_rest(&w);
     }
     if let Some(first) = wrong.first().filter(|_| w.checks.failure.is_none()) {
+        for line in &wrong {
+            w.tell(|| line.clone());
+        }
         let first = format!("at rest: {first} ({} in all)", wrong.len());
         w.checks.fail(first);
     }

@@ -215,7 +215,7 @@ impl Hosted for Containers {
         edge + 1
     }
     fn flows(w: &World, edge: usize) -> Vec<Flow> {
-        containers::spec(&w.edges[edge].name).flows
+        containers::flows(&w.edges[edge].name)
     }
     fn build(w: &mut World, edge: usize) -> Self {
         if w.edges[edge].containerd.up {
@@ -224,7 +224,7 @@ impl Hosted for Containers {
                 runner::done::<Self>(w, edge, incarnation, Done::RuntimeBack);
             });
         }
-        Containers::new(w.edges[edge].name.clone(), "10.0.0.1".to_owned())
+        Containers::new(w.edges[edge].name.clone())
     }
     fn is_hosted(w: &World, edge: usize) -> bool {
         w.edges[edge].up
@@ -261,6 +261,7 @@ fn carry_out(w: &mut World, edge: usize, act: Act) -> Option<Done> {
             let listing = Listing {
                 containers: containerd.containers.values().cloned().collect(),
                 sandboxes: containerd.sandboxes.iter().cloned().collect(),
+                host_ip: "10.0.0.1".to_owned(),
             };
             Some(Done::Listed { asked, result: if up { Ok(listing) } else { Err(away()) } })
         }
@@ -333,13 +334,16 @@ fn stop_container(w: &mut World, edge: usize, id: &str) -> Option<Exit> {
 fn start_container(w: &mut World, edge: usize, uid: &str, start: &containers::effects::Start) -> Started {
     let id = container_id(uid, &start.container, start.attempt);
     let now = w.now();
-    let started = |since| Started { ip: "10.1.0.2".into(), image: "sim".into(), image_id: "sha".into(), since };
+    let started =
+        |since| Started { ip: "10.1.0.2".into(), image: "sim".into(), image_id: "sha".into(), since };
     if let Some(there) = w.edges[edge].containerd.containers.get(&id) {
         if there.state == ContainerState::Running {
             return started(there.started_at);
         }
     }
-    w.tell(|| format!("pod {uid:.8} on node {edge}: attempt {} of {} starts", start.attempt, start.container));
+    w.tell(|| {
+        format!("pod {uid:.8} on node {edge}: attempt {} of {} starts", start.attempt, start.container)
+    });
     w.checks.started(edge, uid, &start.container);
     w.checks.files(edge, uid, start.referenced.config_maps.clone());
     let containerd = &mut w.edges[edge].containerd;

@@ -79,7 +79,10 @@ pub fn of_the_present_uid(w: &World, mut delivery: Delivery) -> Delivery {
 /// What a node's sync is told instead.
 pub fn of_sync(w: &mut World, edge: usize, input: Input<Done>) -> Input<Done> {
     match (w.planted, input) {
-        (Some(Planted::StaleRevision | Planted::MissedGeneration), Input::Answered { token, outcome: Ok(bytes) }) => {
+        (
+            Some(Planted::StaleRevision | Planted::MissedGeneration),
+            Input::Answered { token, outcome: Ok(bytes) },
+        ) => {
             let bytes = answer(w, edge, bytes);
             Input::Answered { token, outcome: Ok(bytes) }
         }

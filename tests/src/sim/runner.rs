@@ -273,16 +273,31 @@ fn next<M: Hosted>(w: &mut World, index: usize, incarnation: u64) {
     carry_out::<M>(w, index, incarnation, slice);
 }
 
-fn apply<M: Hosted>(
-    w: &mut World,
-    index: usize,
-    inputs: Vec<(Input<M::Done>, Option<Ack>)>,
-) -> Rest<M::Act> {
+fn apply<M: Hosted>(w: &mut World, index: usize, inputs: Vec<(Input<M::Done>, Option<Ack>)>) -> Rest<M::Act> {
     let now = w.now();
     let mut slice = Vec::new();
     for (input, ack) in inputs {
+        let what = match &input {
+            Input::Delivery(d) => format!("delivery {} {}", d.sequence, d.subject),
+            Input::Wrote { token, outcome } => format!("wrote {token} {outcome:?}"),
+            Input::Entry(e) => format!("entry {} {}", e.key, e.revision),
+            _ => String::new(),
+        };
         if let Some(module) = &mut M::runner(w, index).module {
-            slice.push((module.apply(input, now), ack));
+            let effects = module.apply(input, now);
+            if M::NAME == "placement" && !what.is_empty() {
+                let t: Vec<String> = effects
+                    .iter()
+                    .map(|e| match e {
+                        Effect::Put { key, expect, token, .. } => format!("put {key} {expect:?} {token}"),
+                        Effect::Remove { key, .. } => format!("remove {key}"),
+                        Effect::Dead { reason, .. } => format!("dead {reason}"),
+                        _ => "other".into(),
+                    })
+                    .collect();
+                w.tell(|| format!("DBG {what} -> {t:?}"));
+            }
+            slice.push((effects, ack));
         }
     }
     slice
@@ -366,7 +381,7 @@ fn send_all<M: Hosted>(w: &mut World, index: usize, incarnation: u64, rest: Rest
     for (position, (effects, ack)) in rest.into_iter().enumerate() {
         waiting.borrow_mut().acks.push(ack);
         for effect in effects {
-            let mut expecting = |token: Option<u64>| {
+            let expecting = |token: Option<u64>| {
                 let mut waiting = waiting.borrow_mut();
                 waiting.of.push((token, position));
                 waiting.outcomes.push(None);

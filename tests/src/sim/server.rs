@@ -122,7 +122,8 @@ pub fn start(w: &mut World, at: usize) {
     let mut lost = Vec::new();
     for follower in &w.servers[at].followers {
         if let What::Watch { bucket, after, .. } = &follower.what {
-            let last = w.servers[at].server.stream(&subject::bucket_stream(bucket)).map_or(0, |s| s.last_sequence());
+            let last =
+                w.servers[at].server.stream(&subject::bucket_stream(bucket)).map_or(0, |s| s.last_sequence());
             if *after > last {
                 lost.push(follower.fail.clone());
             }
@@ -193,7 +194,9 @@ fn follow(w: &mut World, at: usize, what: What, tell: Tell, fail: Fail) {
 
 /// What was not acknowledged falls due by itself.
 fn look_again(w: &mut World, at: usize, id: u64) {
-    let Some(follower) = w.servers[at].followers.iter_mut().find(|follower| follower.id == id) else { return };
+    let Some(follower) = w.servers[at].followers.iter_mut().find(|follower| follower.id == id) else {
+        return;
+    };
     if !std::mem::replace(&mut follower.armed, true) {
         pump(w, at, id);
     }
@@ -202,8 +205,7 @@ fn look_again(w: &mut World, at: usize, id: u64) {
 
 /// Follows a bucket.
 pub fn watch(w: &mut World, at: usize, bucket: &str, filter: &str, tell: Tell, fail: Fail) {
-    let what =
-        What::Watch { bucket: bucket.to_owned(), filter: filter.to_owned(), after: 0, current: false };
+    let what = What::Watch { bucket: bucket.to_owned(), filter: filter.to_owned(), after: 0, current: false };
     follow(w, at, what, tell, fail);
 }
 

@@ -202,8 +202,6 @@ fn config_map(w: &mut World, name: &str) {
 /// The store was replaced: what users see now is what it has.
 pub fn look_again(w: &mut World) {
     let labels = pods(w);
-    w.users.labels = labels
-        .iter()
-        .map(|pod| (pod.uid().to_owned(), pod.label(LABEL).unwrap_or("").to_owned()))
-        .collect();
+    w.users.labels =
+        labels.iter().map(|pod| (pod.uid().to_owned(), pod.label(LABEL).unwrap_or("").to_owned())).collect();
 }

@@ -26,7 +26,7 @@ pub const S: u64 = 1_000_000;
 /// Where virtual time begins, in Unix milliseconds.
 const EPOCH_MS: i64 = 1_700_000_000_000;
 /// Lines of the trace that a failure shows.
-const TRACE_LINES_MAX: usize = 400;
+const TRACE_LINES_MAX: usize = 5_000;
 
 /// Something that will happen.
 pub type Event = Box<dyn FnOnce(&mut World)>;
@@ -163,7 +163,11 @@ impl World {
 
     /// How long a message takes between a process and its own server.
     pub fn near_us(&mut self) -> u64 {
-        if self.random.per_mille(20) { self.random.between(1_000, 40_000) } else { self.random.between(80, 400) }
+        if self.random.per_mille(20) {
+            self.random.between(1_000, 40_000)
+        } else {
+            self.random.between(80, 400)
+        }
     }
 
     /// Sends something across a node's link: it arrives never, once or twice, and in any order.
@@ -176,8 +180,7 @@ impl World {
         let times = if self.random.per_mille(link.twice) { 2 } else { 1 };
         for _ in 0..times {
             let late = self.random.per_mille(link.late);
-            let delay =
-                if late { self.random.between(S, 25 * S) } else { self.random.between(300, 15 * MS) };
+            let delay = if late { self.random.between(S, 25 * S) } else { self.random.between(300, 15 * MS) };
             let arrive = arrive.clone();
             self.after(delay, move |w| {
                 let through = !w.edges[edge].link.cut && w.servers[0].up && w.servers[edge + 1].up;

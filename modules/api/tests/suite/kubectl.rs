@@ -334,7 +334,9 @@ fn logs_and_exec_reach_the_container() {
 
     hub.apply(&POD.replace("name: web", "name: away").replace("n1", "away"));
     for args in [&["logs", "away"][..], &["exec", "away", "--", "true"]] {
+        let start = Instant::now();
         let error = hub.fails(args);
+        assert!(start.elapsed() < Duration::from_secs(5), "{args:?} is not tried again and again");
         assert!(error.contains("EW-NODE-UNREACHABLE"), "{args:?}: {error}");
     }
     hub.apply(&POD.replace("name: web", "name: free").replace("  nodeName: n1\n", ""));

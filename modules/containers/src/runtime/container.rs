@@ -181,7 +181,8 @@ impl Runtime {
             None => {}
         }
         let result = self.create_and_start(&id, start).await;
-        if result.is_err() {
+        if let Err(error) = &result {
+            tracing::info!(%error, id, container = start.container.name, "a container could not be started");
             // Half a container helps nobody; the error that counts is the first.
             if let Err(error) = self.remove_container(&id).await {
                 tracing::debug!(%error, id, "what was made of the container stays until the next try");
