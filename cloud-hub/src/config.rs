@@ -98,8 +98,9 @@ impl Config {
             }
         };
         let any = |port| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port);
-        let data_dir =
-            args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/edgewire-hub"));
+        let data_dir = absolute(
+            args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/edgewire-hub")),
+        )?;
         let api_listen = args.api_listen.or(file.api_listen).unwrap_or_else(|| any(API_PORT));
         let mut advertise = if args.advertise.is_empty() { file.advertise } else { args.advertise };
         if advertise.is_empty() {
@@ -117,7 +118,7 @@ impl Config {
             bus_listen: args.bus_listen.or(file.bus_listen).unwrap_or_else(|| any(BUS_PORT)),
             leaf_listen: args.leaf_listen.or(file.leaf_listen).unwrap_or_else(|| any(LEAF_PORT)),
             advertise,
-            nats_server: args.nats_server.or(file.nats_server),
+            nats_server: args.nats_server.or(file.nats_server).map(absolute).transpose()?,
             log_json,
         })
     }
@@ -135,6 +136,11 @@ fn guess_addresses(listen: IpAddr) -> Vec<String> {
     } else {
         vec![name, "127.0.0.1".into()]
     }
+}
+
+/// Programs are started in directories of their own.
+fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| format!("EW-CONFIG: {}", path.display()))
 }
 
 #[cfg(test)]

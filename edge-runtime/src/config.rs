@@ -214,7 +214,9 @@ impl Config {
         };
         Ok(Self {
             node,
-            data_dir: args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/edgewire")),
+            data_dir: absolute(
+                args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/edgewire")),
+            )?,
             bus_port: args.bus_port.or(file.bus_port).unwrap_or(4222),
             pod_cidr,
             bridge,
@@ -226,10 +228,15 @@ impl Config {
                 .unwrap_or_else(|| "edgewire".to_owned()),
             images: if args.images.is_empty() { file.images } else { args.images },
             labels,
-            nats_server: args.nats_server.or(file.nats_server),
+            nats_server: args.nats_server.or(file.nats_server).map(absolute).transpose()?,
             log_json,
         })
     }
+}
+
+/// Programs are started in directories of their own.
+fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| format!("EW-CONFIG: {}", path.display()))
 }
 
 #[cfg(test)]

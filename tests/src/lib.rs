@@ -1,4 +1,5 @@
 //! tests.
 
+pub mod cluster;
 pub mod sim;
 pub mod tidy;

@@ -141,7 +141,7 @@ impl Node {
     }
 
     async fn running(&self, uid: &str) -> PodReport {
-        self.until("it runs", uid, |report| ready(report)).await
+        self.until("it runs", uid, ready).await
     }
 
     fn reasons(&self) -> Vec<String> {

@@ -41,9 +41,12 @@ async fn run(runtime: &Runtime, pod: &Pod, referenced: &Referenced, attempt: u32
     let uid = pod.metadata.uid.clone().unwrap();
     let spec = pod.spec.as_ref().unwrap();
     let container = &spec.containers[0];
+    let t = Instant::now();
     let image = runtime.image(container.image.as_deref().unwrap(), "IfNotPresent").await.unwrap();
+    println!("image {:?}", t.elapsed());
     let request = SandboxRequest { host_network: spec.host_network.unwrap_or(false), host_ipc: false };
     let sandbox = runtime.ensure_sandbox(&uid, request).await.unwrap();
+    println!("sandbox {:?}", t.elapsed());
     let dir = runtime.pod_dir(&uid);
     volumes::prepare(pod, &dir, referenced).unwrap();
     let mut mounts = volumes::mounts(pod, container, &dir).unwrap();
@@ -64,6 +67,7 @@ async fn run(runtime: &Runtime, pod: &Pod, referenced: &Referenced, attempt: u32
         })
         .await
         .unwrap();
+    println!("start {:?}", t.elapsed());
     (id, sandbox.ip)
 }
 

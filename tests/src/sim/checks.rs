@@ -205,6 +205,7 @@ fn version(object: &Object) -> u64 {
 }
 
 fn local_written(w: &mut World, edge: usize, before: Option<&Stored>, stored: &Stored) {
+    w.tell(|| format!("node {edge} holds {}", stored.subject));
     let read = |stored: &Stored| schemas::decode::<Local>(&stored.payload).ok();
     let before = before.filter(|before| !before.is_tombstone()).and_then(read);
     let (Some(before), Some(after)) = (before, read(stored)) else { return };

@@ -252,14 +252,14 @@ pub fn entry(bucket: &str, stored: &Stored) -> Option<Entry> {
 }
 
 fn pump(w: &mut World, at: usize, id: u64) {
-    if !w.servers[at].up {
-        return;
-    }
     let now_ms = w.now_ms();
     let count = usize::try_from(w.random.between(1, 24)).unwrap_or(1);
     let place = &mut w.servers[at];
     let Some(follower) = place.followers.iter_mut().find(|follower| follower.id == id) else { return };
     follower.armed = false;
+    if !place.up {
+        return;
+    }
     let tell = follower.tell.clone();
     let mut again = false;
     let mut sources = Vec::new();

@@ -28,6 +28,7 @@ use schemas::Timestamp;
 use sha2::{Digest, Sha256};
 use tonic::Code;
 
+use super::cgroup::was_oom_killed;
 use super::image::{Image, data_hex};
 use super::logs::PumpSpec;
 use super::sandbox::Sandbox;
@@ -423,17 +424,6 @@ impl Runtime {
             self.client.containers().delete(self.call(DeleteContainerRequest { id: id.to_owned() })).await;
         tolerate(gone, Code::NotFound, format!("remove container {id}")).map(drop)
     }
-
-    /// Removes the cgroup that all ours stand in, when nothing is left in it.
-    pub fn remove_cgroup_parent(&self) {
-        let parent = self.config.cgroup_parent.trim_start_matches('/');
-        let root = Path::new("/sys/fs/cgroup");
-        let controllers = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-        for dir in controllers.chain([root.to_owned()]) {
-            // Not there, or still in use: both are fine.
-            let _ = std::fs::remove_dir(dir.join(parent));
-        }
-    }
 }
 
 fn labels(start: &StartContainer<'_>, log_path: &Path, cgroup: &str) -> HashMap<String, String> {
@@ -491,20 +481,6 @@ fn found(stored: Stored, task: Option<Process>) -> FoundContainer {
         id: stored.id,
         state,
     }
-}
-
-/// Did the kernel kill something in this cgroup for want of memory? Knows cgroup v1 and v2.
-fn was_oom_killed(cgroup: &str) -> bool {
-    let path = cgroup.trim_start_matches('/');
-    let files = [
-        Path::new("/sys/fs/cgroup/memory").join(path).join("memory.oom_control"),
-        Path::new("/sys/fs/cgroup").join(path).join("memory.events"),
-    ];
-    let count = |text: String| {
-        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill ").map(str::to_owned));
-        line.and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0)
-    };
-    files.iter().any(|file| std::fs::read_to_string(file).map(count).unwrap_or(0) > 0)
 }
 
 /// What this process could pass on at most.

@@ -1,7 +1,7 @@
 //! The rim: everything this module does to the machine. Pods on containerd through its gRPC API, networks through CNI.
 //!
-//! * [`archive`] image archives that lie on the node
-//! * [`image`] archives into containerd's content store, layers into snapshots
+//! * [`archive`] image archives that lie on the node, imported when they are wanted
+//! * `import` archives into containerd's content store; [`image`] what is there, layers into snapshots
 //! * [`sandbox`] what a pod's containers share: network, UTS and IPC namespaces, pinned as files (no pause process)
 //! * [`spec`] pure: pod + image -> OCI runtime spec
 //! * [`container`] create, start, stop, list, adopt
@@ -11,9 +11,11 @@
 //! containerd is asked, never assumed: nothing is cached here, so a restart of anything leaves nothing to repair.
 
 pub mod archive;
+mod cgroup;
 pub mod container;
 pub mod exec;
 pub mod image;
+mod import;
 pub mod log_reader;
 pub mod logs;
 pub mod sandbox;

@@ -5,14 +5,14 @@
 //! acknowledge a delivery only when all of its own effects succeeded. Whatever fails here fails the incarnation; the
 //! [host](crate::host) starts another.
 
+mod sources;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::AckKind;
-use async_nats::jetstream::consumer::{AckPolicy, pull};
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use schemas::Timestamp;
 use schemas::subject;
@@ -20,11 +20,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::connection::{Bus, Handles, from_nats, to_nats};
+use crate::connection::{Bus, Handles, to_nats};
 use crate::durable::{Changes, Durable, DurableError, Owed, Part};
-use crate::flow::{Flow, Kind};
-use crate::module::{Account, Delivery, Effect, Expect, Input, Message, Module, Rim, WriteError};
-use crate::store::{From, Seen, Store};
+use crate::flow::Flow;
+use crate::module::{Effect, Expect, Input, Module, Rim, WriteError};
+use crate::store::Store;
+use sources::{Fed, live, open};
 
 /// Inputs that wait for a module; sources wait beyond it.
 const INPUTS_MAX: usize = 256;
@@ -35,8 +36,6 @@ const ACTS_MAX: usize = 128;
 /// A delivery that failed comes again after so long times its attempt, at most [`RETRY_MAX`].
 const RETRY_STEP: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// An unacknowledged delivery comes again after so long.
-const ACK_WAIT: Duration = Duration::from_secs(30);
 
 /// What the runner has to know of a module.
 #[derive(Clone)]
@@ -70,15 +69,6 @@ pub enum RunError {
 
 /// How long acts may go on after the stop signal.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
-
-struct Fed<D> {
-    input: Input<D>,
-    ack: Option<async_nats::jetstream::Message>,
-}
-
-fn live<D>(input: Input<D>) -> Fed<D> {
-    Fed { input, ack: None }
-}
 
 /// Runs one incarnation until `stop`, or until something fails. `running` is told when all flows are open.
 pub async fn run<M: Module, R: Rim<M>>(
@@ -405,144 +395,6 @@ async fn settle(message: &async_nats::jetstream::Message, failed: bool) {
     if let Err(error) = message.ack_with(kind).await {
         // It comes again after ACK_WAIT.
         tracing::debug!(%error, "acknowledgement not sent");
-    }
-}
-
-type Ended = Result<(), (String, String)>;
-
-async fn open<D: Send + 'static>(
-    flow: &Flow,
-    handles: &Handles,
-    feed: &mpsc::Sender<Fed<D>>,
-    sources: &mut JoinSet<Ended>,
-) -> Result<(), RunError> {
-    let fail = |cause: String| RunError::Source { flow: flow.line(), cause };
-    let Some(bus) = handles.bus(flow.account).cloned() else {
-        return Err(fail("no connection in its account".to_owned()));
-    };
-    let (feed, line, subject) = (feed.clone(), flow.line(), flow.subject.clone());
-    match flow.kind.clone() {
-        Kind::Subscribe { .. } => {
-            let mut messages =
-                bus.client.subscribe(subject).await.map_err(|error| fail(error.to_string()))?;
-            let account = flow.account;
-            sources.spawn(async move {
-                while let Some(message) = messages.next().await {
-                    if feed.send(live(Input::Message(message_of(account, message)))).await.is_err() {
-                        return Ok(());
-                    }
-                }
-                Err((line, "the subscription ended".to_owned()))
-            });
-        }
-        Kind::Watch { bucket } => {
-            let (tell, mut seen) = mpsc::channel(INPUTS_MAX);
-            sources.spawn(async move {
-                let store = Store::new(&bus, bucket);
-                let forward = async {
-                    while let Some(seen) = seen.recv().await {
-                        let input = match seen {
-                            Seen::Entry(entry) => Input::Entry(entry),
-                            Seen::Current => {
-                                Input::Current { bucket: bucket.to_owned(), filter: subject.clone() }
-                            }
-                        };
-                        if feed.send(live(input)).await.is_err() {
-                            return;
-                        }
-                    }
-                };
-                tokio::select! {
-                    ended = store.watch(&subject, From::All, tell) => {
-                        ended.map_err(|error| (line, error.to_string()))
-                    }
-                    () = forward => Ok(()),
-                }
-            });
-        }
-        Kind::Consume { stream, durable } => {
-            sources.spawn(async move {
-                consume(bus, stream, durable, subject, feed).await.map_err(|e| (line, e))
-            });
-        }
-        Kind::Publish
-        | Kind::Request
-        | Kind::Write { .. }
-        | Kind::Report
-        | Kind::Manage { .. }
-        | Kind::Link
-        | Kind::Arrivals
-        | Kind::Stream => {}
-    }
-    Ok(())
-}
-
-fn message_of(account: Account, message: async_nats::Message) -> Message {
-    Message {
-        account,
-        subject: message.subject.to_string(),
-        headers: from_nats(message.headers.as_ref()),
-        payload: message.payload.to_vec(),
-        reply: message.reply.map(|reply| reply.to_string()),
-    }
-}
-
-/// Feeds stored messages for ever; a consumer that was lost is made again (it goes on where it was acknowledged, or,
-/// made anew, from the start: deliveries are idempotent).
-async fn consume<D>(
-    bus: Bus,
-    stream: &str,
-    durable: &str,
-    filter: String,
-    feed: mpsc::Sender<Fed<D>>,
-) -> Result<(), String> {
-    let source = bus.jetstream.get_stream(stream).await.map_err(|error| error.to_string())?;
-    loop {
-        let consumer = source
-            .create_consumer(pull::Config {
-                durable_name: Some(durable.to_owned()),
-                filter_subject: filter.clone(),
-                ack_policy: AckPolicy::Explicit,
-                ack_wait: ACK_WAIT,
-                max_ack_pending: i64::try_from(INPUTS_MAX).unwrap_or(256),
-                ..pull::Config::default()
-            })
-            .await
-            .map_err(|error| error.to_string())?;
-        let mut messages = consumer
-            .stream()
-            .max_messages_per_batch(SLICE_MAX)
-            .heartbeat(Duration::from_secs(2))
-            .messages()
-            .await
-            .map_err(|error| error.to_string())?;
-        loop {
-            let next = tokio::select! {
-                next = messages.next() => next,
-                () = feed.closed() => return Ok(()),
-            };
-            let message = match next {
-                Some(Ok(message)) => message,
-                Some(Err(error)) => {
-                    tracing::debug!(stream, durable, %error, "consumer is taken up again");
-                    break;
-                }
-                None => break,
-            };
-            let Ok(info) = message.info() else { continue };
-            let input = Input::Delivery(Delivery {
-                stream: stream.to_owned(),
-                sequence: info.stream_sequence,
-                subject: message.subject.to_string(),
-                headers: from_nats(message.headers.as_ref()),
-                payload: message.payload.to_vec(),
-                attempt: u64::try_from(info.delivered).unwrap_or(1),
-            });
-            if feed.send(Fed { input, ack: Some(message) }).await.is_err() {
-                return Ok(());
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await; // paces a failing server, nothing else
     }
 }
 

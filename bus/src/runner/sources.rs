@@ -1,0 +1,168 @@
+//! Where a module's inputs come from: one owned task for each flow that is read, all into the module's one bounded queue.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::{INPUTS_MAX, RunError, SLICE_MAX};
+use crate::connection::{Bus, Handles, from_nats};
+use crate::flow::{Flow, Kind};
+use crate::module::{Account, Delivery, Input, Message};
+use crate::store::{From, Seen, Store};
+
+/// An unacknowledged delivery comes again after so long.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+
+/// An input, with what acknowledges it.
+pub(super) struct Fed<D> {
+    pub(super) input: Input<D>,
+    pub(super) ack: Option<async_nats::jetstream::Message>,
+}
+
+/// An input that nobody waits for.
+pub(super) fn live<D>(input: Input<D>) -> Fed<D> {
+    Fed { input, ack: None }
+}
+
+/// A source that ended: its flow and why.
+pub(super) type Ended = Result<(), (String, String)>;
+
+/// Opens one flow.
+pub(super) async fn open<D: Send + 'static>(
+    flow: &Flow,
+    handles: &Handles,
+    feed: &mpsc::Sender<Fed<D>>,
+    sources: &mut JoinSet<Ended>,
+) -> Result<(), RunError> {
+    let fail = |cause: String| RunError::Source { flow: flow.line(), cause };
+    let Some(bus) = handles.bus(flow.account).cloned() else {
+        return Err(fail("no connection in its account".to_owned()));
+    };
+    let (feed, line, subject) = (feed.clone(), flow.line(), flow.subject.clone());
+    match flow.kind.clone() {
+        Kind::Subscribe { .. } => {
+            let mut messages =
+                bus.client.subscribe(subject).await.map_err(|error| fail(error.to_string()))?;
+            let account = flow.account;
+            sources.spawn(async move {
+                while let Some(message) = messages.next().await {
+                    if feed.send(live(Input::Message(message_of(account, message)))).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Err((line, "the subscription ended".to_owned()))
+            });
+        }
+        Kind::Watch { bucket } => {
+            let (tell, mut seen) = mpsc::channel(INPUTS_MAX);
+            sources.spawn(async move {
+                let store = Store::new(&bus, bucket);
+                let forward = async {
+                    while let Some(seen) = seen.recv().await {
+                        let input = match seen {
+                            Seen::Entry(entry) => Input::Entry(entry),
+                            Seen::Current => {
+                                Input::Current { bucket: bucket.to_owned(), filter: subject.clone() }
+                            }
+                        };
+                        if feed.send(live(input)).await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                tokio::select! {
+                    ended = store.watch(&subject, From::All, tell) => {
+                        ended.map_err(|error| (line, error.to_string()))
+                    }
+                    () = forward => Ok(()),
+                }
+            });
+        }
+        Kind::Consume { stream, durable } => {
+            sources.spawn(async move {
+                consume(bus, stream, durable, subject, feed).await.map_err(|e| (line, e))
+            });
+        }
+        Kind::Publish
+        | Kind::Request
+        | Kind::Write { .. }
+        | Kind::Report
+        | Kind::Manage { .. }
+        | Kind::Link
+        | Kind::Arrivals
+        | Kind::Stream => {}
+    }
+    Ok(())
+}
+
+fn message_of(account: Account, message: async_nats::Message) -> Message {
+    Message {
+        account,
+        subject: message.subject.to_string(),
+        headers: from_nats(message.headers.as_ref()),
+        payload: message.payload.to_vec(),
+        reply: message.reply.map(|reply| reply.to_string()),
+    }
+}
+
+/// Feeds stored messages for ever; a consumer that was lost is made again (it goes on where it was acknowledged, or,
+/// made anew, from the start: deliveries are idempotent).
+async fn consume<D>(
+    bus: Bus,
+    stream: &str,
+    durable: &str,
+    filter: String,
+    feed: mpsc::Sender<Fed<D>>,
+) -> Result<(), String> {
+    let source = bus.jetstream.get_stream(stream).await.map_err(|error| error.to_string())?;
+    loop {
+        let consumer = source
+            .create_consumer(pull::Config {
+                durable_name: Some(durable.to_owned()),
+                filter_subject: filter.clone(),
+                ack_policy: AckPolicy::Explicit,
+                ack_wait: ACK_WAIT,
+                max_ack_pending: i64::try_from(INPUTS_MAX).unwrap_or(256),
+                ..pull::Config::default()
+            })
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut messages = consumer
+            .stream()
+            .max_messages_per_batch(SLICE_MAX)
+            .heartbeat(Duration::from_secs(2))
+            .messages()
+            .await
+            .map_err(|error| error.to_string())?;
+        loop {
+            let next = tokio::select! {
+                next = messages.next() => next,
+                () = feed.closed() => return Ok(()),
+            };
+            let message = match next {
+                Some(Ok(message)) => message,
+                Some(Err(error)) => {
+                    tracing::debug!(stream, durable, %error, "consumer is taken up again");
+                    break;
+                }
+                None => break,
+            };
+            let Ok(info) = message.info() else { continue };
+            let input = Input::Delivery(Delivery {
+                stream: stream.to_owned(),
+                sequence: info.stream_sequence,
+                subject: message.subject.to_string(),
+                headers: from_nats(message.headers.as_ref()),
+                payload: message.payload.to_vec(),
+                attempt: u64::try_from(info.delivered).unwrap_or(1),
+            });
+            if feed.send(Fed { input, ack: Some(message) }).await.is_err() {
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await; // paces a failing server, nothing else
+    }
+}

@@ -1,0 +1,160 @@
+//! What the edge's module reads and writes, and what passes between it and its rim.
+
+use bus::flow::Flow;
+use bus::link::{LinkError, Pulled, Raise, Stored, StreamState};
+use bus::module::Account;
+use schemas::name::NodeName;
+use schemas::report::NodeReport;
+use schemas::subject::{self, Lane};
+
+use super::NAME;
+use crate::up::Cursor;
+
+/// What only the rim can do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Act {
+    /// Pull from the node's consumer. The round comes back, so that an old pull is told from the present one.
+    Pull {
+        /// Which round.
+        round: u64,
+        /// At most so many bytes.
+        max_bytes: usize,
+    },
+    /// Acknowledge what was pulled.
+    Acknowledge(Vec<String>),
+    /// Read the lane's cursor at the hub and the state of its stream here. The round comes back with what a lane wants
+    /// done, so that the outcome of something older is not taken for the present one's.
+    FindCursor {
+        /// The lane.
+        lane: Lane,
+        /// Which round.
+        round: u64,
+    },
+    /// Read the lane's stream, waiting a while for something to come.
+    Read {
+        /// The lane.
+        lane: Lane,
+        /// Which round.
+        round: u64,
+        /// From this sequence on.
+        from: u64,
+        /// At most so many bytes.
+        max_bytes: usize,
+    },
+    /// Commit a batch.
+    Commit {
+        /// The lane.
+        lane: Lane,
+        /// Which round.
+        round: u64,
+        /// The messages.
+        messages: Vec<Raise>,
+        /// The new cursor.
+        cursor: Cursor,
+        /// At which revision the old one is.
+        expect_revision: u64,
+    },
+    /// Drop what the hub has.
+    Trim {
+        /// The lane.
+        lane: Lane,
+        /// Up to and with this sequence.
+        sequence: u64,
+    },
+    /// Look at the machine.
+    Inspect,
+}
+
+/// The cursor's revision and value at the hub, if it has one, and the state of the stream here.
+pub type Found = (Option<(u64, Vec<u8>)>, StreamState);
+
+/// What the rim tells.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Done {
+    /// What a pull brought.
+    Pulled {
+        /// Which round.
+        round: u64,
+        /// The entries.
+        outcome: Result<Vec<Pulled>, LinkError>,
+        /// How long the bytes took.
+        took_ms: u64,
+    },
+    /// The cursor's revision and value at the hub, and the stream here.
+    Found {
+        /// The lane.
+        lane: Lane,
+        /// Which round.
+        round: u64,
+        /// What was found.
+        outcome: Result<Found, LinkError>,
+    },
+    /// What stands in the stream.
+    Have {
+        /// The lane.
+        lane: Lane,
+        /// Which round.
+        round: u64,
+        /// The messages.
+        outcome: Result<Vec<Stored>, LinkError>,
+    },
+    /// What became of a batch.
+    Committed {
+        /// The lane.
+        lane: Lane,
+        /// Which round.
+        round: u64,
+        /// The cursor's new revision.
+        outcome: Result<u64, LinkError>,
+        /// Size of the batch.
+        bytes: usize,
+        /// How long it took.
+        took_ms: u64,
+    },
+    /// What the machine is.
+    Inspected(Box<NodeReport>),
+}
+
+/// All that the module reads and writes.
+pub fn flows(node: &NodeName) -> Vec<Flow> {
+    let hub = subject::DOMAIN_HUB;
+    let desired = subject::bucket_stream(subject::BUCKET_DESIRED);
+    let consumer = subject::desired_consumer(node);
+    let link_work = |subject: String, payload| Flow::link(subject, payload).in_work();
+    vec![
+        Flow::watch(subject::BUCKET_LOCAL, ">", "Local"),
+        Flow::write(subject::BUCKET_LOCAL, ">", "Local"),
+        Flow::request(subject::heartbeat(node), "Heartbeat -> HeartbeatAck"),
+        Flow::request(subject::request(node, "desired.list"), "ListRequest -> ListPage"),
+        Flow::request(subject::request(node, "desired.get"), "GetRequest -> GetPage"),
+        Flow::report(subject::report(NAME, "node", &[node.as_str()]), "NodeReport"),
+        Flow::report("ew.evt.sync.*", "EventReport"),
+        Flow::link(format!("$JS.{hub}.API.CONSUMER.MSG.NEXT.{desired}.{consumer}"), "pull of Desired"),
+        Flow::link(format!("$JS.ACK.{desired}.{consumer}.>"), "acknowledgement"),
+        Flow::link(format!("$JS.ACK.*.*.{desired}.{consumer}.>"), "acknowledgement"),
+        Flow::link(format!("ew.in.{node}.>"), "reports, events and cursors"),
+        Flow::link(
+            format!("$JS.{hub}.API.DIRECT.GET.{}.ew.in.{node}._cursor.*", subject::STREAM_UP),
+            "read of the node's cursor",
+        ),
+        link_work(format!("from.{node}.>"), "workload messages"),
+        link_work(subject::cursor(node, Lane::Workload), "cursor"),
+        link_work(
+            format!("$JS.{hub}.API.DIRECT.GET.{}._cursor.{node}.*", subject::STREAM_FROM),
+            "read of the node's cursor",
+        ),
+        Flow::manage(subject::STREAM_OUTBOX, "read and trim"),
+        Flow::manage(subject::STREAM_UPLINK, "read and trim").in_work(),
+        Flow::arrivals(Lane::State.filter()),
+        Flow::arrivals(Lane::Events.filter()),
+        Flow::arrivals(Lane::Workload.filter()).in_work(),
+    ]
+}
+
+/// The account a lane lives in.
+pub fn account(lane: Lane) -> Account {
+    match lane {
+        Lane::State | Lane::Events => Account::Control,
+        Lane::Workload => Account::Work,
+    }
+}

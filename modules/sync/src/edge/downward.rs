@@ -1,0 +1,223 @@
+//! Down, as the edge's module drives it: list, pull, write, and acknowledge what is on disk. Pure.
+
+use bus::link::{LinkError, Pulled};
+use bus::module::{Effect, Expect};
+use schemas::Timestamp;
+use schemas::command::Reply;
+use schemas::desired::{Desired, GetPage, ListPage, Local};
+use schemas::report::Severity;
+use schemas::subject::{self, DesiredKey};
+
+use super::{Act, Effects, GET, LIST, RETRY_MS, Sync};
+use crate::down::{self, Verdict};
+
+/// A question to the hub waits so long.
+const ASK_TIMEOUT_MS: u64 = 10_000;
+
+/// A pulled batch on its way to disk.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    acks: Vec<String>,
+    writing: usize,
+    failed: bool,
+}
+
+impl Sync {
+    pub(super) fn contact(&mut self, now: Timestamp, effects: &mut Effects) {
+        let step = self.down.connect(self.pull_pace.step_bytes());
+        self.steps(vec![step], now, effects);
+    }
+
+    pub(super) fn steps(&mut self, steps: Vec<down::Step>, now: Timestamp, effects: &mut Effects) {
+        for step in steps {
+            match step {
+                down::Step::List(request) => self.ask(LIST, "desired.list", &request, effects),
+                down::Step::Get(request) => self.ask(GET, "desired.get", &request, effects),
+                down::Step::Pull => {
+                    self.pull_round += 1;
+                    effects.push(Effect::Act(Act::Pull {
+                        round: self.pull_round,
+                        max_bytes: self.pull_pace.step_bytes(),
+                    }));
+                }
+                down::Step::Write(key, local) => self.write(0, key, &local, effects),
+                down::Step::Drop(key) => effects.push(Effect::Remove {
+                    bucket: subject::BUCKET_LOCAL.to_owned(),
+                    key: key.local_key(),
+                    value: Vec::new(),
+                    expect: Expect::Any,
+                    token: 0,
+                }),
+                down::Step::Orphans(count) => {
+                    let text = format!(
+                        "the hub's history is not the one that {count} of this node's objects came from (was it restored or emptied?); they run on until an object of the same UID says otherwise"
+                    );
+                    self.tell(Severity::Warning, "DesiredDiverged", text, now, effects);
+                }
+                down::Step::Repairing(count) => {
+                    let text =
+                        format!("{count} objects were missing in the node's store and are fetched again");
+                    self.tell(Severity::Warning, "StoreRepaired", text, now, effects);
+                }
+            }
+        }
+    }
+
+    pub(super) fn ask<T: serde::Serialize>(
+        &mut self,
+        token: u64,
+        verb: &str,
+        request: &T,
+        effects: &mut Effects,
+    ) {
+        self.asking = true;
+        effects.push(Effect::Request {
+            subject: subject::request(&self.node, verb),
+            payload: schemas::encode(request),
+            timeout_ms: ASK_TIMEOUT_MS,
+            token,
+        });
+    }
+
+    pub(super) fn write(&mut self, batch: u64, key: DesiredKey, local: &Local, effects: &mut Effects) {
+        self.next_write += 1;
+        effects.push(Effect::put(
+            subject::BUCKET_LOCAL,
+            key.local_key(),
+            schemas::encode(local),
+            Expect::Any,
+            self.next_write,
+        ));
+        self.writes.insert(self.next_write, (key, batch));
+    }
+
+    pub(super) fn pulled(
+        &mut self,
+        round: u64,
+        outcome: Result<Vec<Pulled>, LinkError>,
+        took_ms: u64,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) {
+        if round != self.pull_round || !self.down.is_following() {
+            return;
+        }
+        let pulled = match outcome {
+            Ok(pulled) => pulled,
+            Err(_) => {
+                self.pull_pace.lost();
+                self.retry_down_at = Some(now.plus_ms(RETRY_MS));
+                return;
+            }
+        };
+        if pulled.is_empty() {
+            match self.down.drained(self.pull_pace.step_bytes()) {
+                Some(steps) => self.steps(steps, now, effects),
+                None => self.steps(vec![down::Step::Pull], now, effects),
+            }
+            return;
+        }
+        self.pull_pace.measured(pulled.iter().map(|entry| entry.payload.len()).sum(), took_ms);
+        let mut batch = Batch::default();
+        let mut unplaced = false;
+        for Pulled { key, revision, payload, ack } in pulled {
+            let read = DesiredKey::parse_desired(&key).filter(|(node, _)| *node == self.node);
+            let desired = schemas::decode::<Desired>(&payload);
+            let (Some((_, desired_key)), Ok(desired)) = (read, desired) else {
+                effects.push(Effect::Dead {
+                    subject: subject::kv(subject::BUCKET_DESIRED, &key),
+                    payload,
+                    reason: "not an entry of this node".to_owned(),
+                });
+                batch.acks.push(ack);
+                continue;
+            };
+            match self.down.offer(&desired_key, revision, desired) {
+                Verdict::Write(local) => {
+                    batch.writing += 1;
+                    batch.acks.push(ack);
+                    self.write(round, desired_key, &local, effects);
+                }
+                Verdict::Stale => batch.acks.push(ack),
+                Verdict::Unplaced => unplaced = true,
+            }
+        }
+        self.batches.insert(round, batch);
+        self.settle(round, effects);
+        if unplaced {
+            self.contact(now, effects);
+        } else if self.down.is_following() && !self.batches.contains_key(&round) {
+            self.steps(vec![down::Step::Pull], now, effects);
+        }
+    }
+
+    /// A batch is acknowledged when all of it is on disk.
+    pub(super) fn settle(&mut self, round: u64, effects: &mut Effects) {
+        let Some(batch) = self.batches.get(&round) else { return };
+        if batch.writing > 0 {
+            return;
+        }
+        let batch = self.batches.remove(&round).filter(|batch| !batch.failed && !batch.acks.is_empty());
+        effects.extend(batch.map(|batch| Effect::Act(Act::Acknowledge(batch.acks))));
+    }
+
+    pub(super) fn wrote(&mut self, token: u64, failed: bool, now: Timestamp, effects: &mut Effects) {
+        let Some((key, round)) = self.writes.remove(&token) else { return };
+        if failed {
+            self.down.not_written(&key);
+        }
+        let Some(batch) = self.batches.get_mut(&round) else { return };
+        batch.writing = batch.writing.saturating_sub(1);
+        batch.failed |= failed;
+        self.settle(round, effects);
+        if round == self.pull_round && !self.batches.contains_key(&round) && self.down.is_following() {
+            self.steps(vec![down::Step::Pull], now, effects);
+        }
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        token: u64,
+        answer: Result<Vec<u8>, String>,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) {
+        self.asking = false;
+        if !self.link.up {
+            return;
+        }
+        let Ok(bytes) = answer else {
+            self.retry_down_at = Some(now.plus_ms(RETRY_MS));
+            return;
+        };
+        let max_bytes = self.pull_pace.step_bytes();
+        if token == LIST {
+            match schemas::decode::<Reply<ListPage>>(&bytes) {
+                Ok(Ok(page)) => {
+                    let steps = self.down.page(page, max_bytes);
+                    self.steps(steps, now, effects);
+                }
+                _ => self.retry_down_at = Some(now.plus_ms(RETRY_MS)),
+            }
+            return;
+        }
+        match schemas::decode::<Reply<GetPage>>(&bytes) {
+            Ok(Ok(page)) => {
+                let mut unplaced = false;
+                for (key, verdict) in self.down.got(page) {
+                    match verdict {
+                        Verdict::Write(local) => self.write(0, key, &local, effects),
+                        Verdict::Stale => {}
+                        Verdict::Unplaced => unplaced = true,
+                    }
+                }
+                if unplaced {
+                    self.contact(now, effects);
+                } else {
+                    self.steps(vec![down::Step::Pull], now, effects);
+                }
+            }
+            _ => self.retry_down_at = Some(now.plus_ms(RETRY_MS)),
+        }
+    }
+}

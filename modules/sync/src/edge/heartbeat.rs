@@ -1,0 +1,152 @@
+//! The heartbeat: a request through the link, so its answer proves both ways; and what is told of it. Pure.
+
+use bus::module::Effect;
+use schemas::Timestamp;
+use schemas::envelope;
+use schemas::report::{EventReport, HEARTBEAT_INTERVAL_MS, Heartbeat, HeartbeatAck, NODE_GRACE_MS, Severity};
+use schemas::subject::{self, Lane};
+
+use super::{Effects, HEARTBEAT, NAME, Sync};
+
+/// What is known of the link.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    pub(super) up: bool,
+    pub(super) sequence: u64,
+    pub(super) asked_at: Option<Timestamp>,
+    pub(super) outstanding: bool,
+    pub(super) answered_at: Option<Timestamp>,
+    pub(super) down_since: Option<Timestamp>,
+    pub(super) hub_boot_id: String,
+    pub(super) hub_knows: bool,
+}
+
+impl Sync {
+    pub(super) fn beat(&mut self, now: Timestamp, effects: &mut Effects) {
+        let due = self.link.asked_at.is_none_or(|at| now.since_ms(at) >= HEARTBEAT_INTERVAL_MS);
+        if !due || self.link.outstanding {
+            return;
+        }
+        self.link.sequence += 1;
+        self.link.asked_at = Some(now);
+        self.link.outstanding = true;
+        let beat = Heartbeat {
+            boot_id: self.boot_id.clone(),
+            sequence: self.link.sequence,
+            at: now,
+            desired: self.down.position(),
+            waiting: self.lanes.iter().map(|(lane, of)| (*lane, of.up.waiting())).collect(),
+        };
+        effects.push(Effect::Request {
+            subject: subject::heartbeat(&self.node),
+            payload: schemas::encode(&beat),
+            timeout_ms: HEARTBEAT_INTERVAL_MS * 2,
+            token: HEARTBEAT,
+        });
+    }
+
+    pub(super) fn beaten(&mut self, answer: Result<Vec<u8>, String>, now: Timestamp, effects: &mut Effects) {
+        self.link.outstanding = false;
+        let Ok(ack) = answer
+            .and_then(|bytes| schemas::decode::<HeartbeatAck>(&bytes).map_err(|error| error.to_string()))
+        else {
+            return;
+        };
+        self.link.answered_at = Some(now);
+        let restarted = ack.hub_boot_id != self.link.hub_boot_id;
+        self.link.hub_boot_id = ack.hub_boot_id;
+        if !ack.known && self.link.hub_knows {
+            self.link.hub_knows = false;
+        }
+        if !self.link.up {
+            self.link.up = true;
+            let away = self.link.down_since.take().map(|since| now.since_ms(since));
+            let waiting: u64 = self.lanes.values().map(|of| of.up.waiting()).sum();
+            let text = match away {
+                Some(ms) => format!("link is up after {} s; {waiting} messages wait", ms / 1000),
+                None => format!("link is up; {waiting} messages wait"),
+            };
+            self.tell(Severity::Normal, "LinkUp", text, now, effects);
+            for lane in Lane::ALL {
+                self.lane(lane, now, effects, |up| vec![up.connect()]);
+            }
+        } else if !restarted {
+            self.announce(now, effects);
+            return;
+        }
+        if self.local_current {
+            self.contact(now, effects);
+        }
+        self.announce(now, effects);
+    }
+
+    /// Says what the node is, when the hub does not know it.
+    pub(super) fn announce(&mut self, now: Timestamp, effects: &mut Effects) {
+        if self.link.hub_knows || !self.link.up {
+            return;
+        }
+        let Some(report) = &mut self.report else { return };
+        self.report_sequence += 1;
+        report.sequence = self.report_sequence;
+        self.link.hub_knows = true;
+        let subject = subject::report(NAME, "node", &[self.node.as_str()]);
+        // With the boot: a node whose disk was lost counts from the beginning.
+        let id = format!("{}-{}-{}", self.node, self.boot_id, self.report_sequence);
+        effects
+            .push(Effect::Save { key: "sequence".to_owned(), value: schemas::encode(&self.report_sequence) });
+        effects.push(Effect::Report {
+            subject,
+            headers: envelope::headers(self.node.as_str(), NAME, "Node", &id, now),
+            payload: schemas::encode(&*report),
+        });
+    }
+
+    pub(super) fn watch_link(&mut self, now: Timestamp, effects: &mut Effects) {
+        let silent = self.link.answered_at.is_none_or(|at| now.since_ms(at) > NODE_GRACE_MS);
+        if self.link.up && silent {
+            self.link.up = false;
+            self.link.down_since = self.link.answered_at;
+            self.link.hub_knows = false;
+            self.down.disconnect();
+            self.pull_pace.lost();
+            self.asking = false;
+            for of in self.lanes.values_mut() {
+                of.up.disconnect();
+                of.pace.lost();
+                of.retry_at = None;
+                of.round += 1;
+            }
+            let text = format!("link is down: the hub has not answered for {} s", NODE_GRACE_MS / 1000);
+            self.tell(Severity::Warning, "LinkDown", text, now, effects);
+        }
+    }
+
+    pub(super) fn tell(
+        &mut self,
+        severity: Severity,
+        reason: &str,
+        message: String,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) {
+        self.events += 1;
+        // With the time: the module may start again within a boot and count from the beginning.
+        let id = format!("{}-{}-{}-{}", self.node, self.boot_id, now.0, self.events);
+        let node = self.node.as_str().to_owned();
+        let event = EventReport {
+            id: id.clone(),
+            node: node.clone(),
+            module: NAME.to_owned(),
+            at: now,
+            severity,
+            reason: reason.to_owned(),
+            message,
+            regarding: ("Node".to_owned(), String::new(), node.clone(), node.clone()),
+        };
+        effects.push(Effect::Report {
+            subject: subject::event(NAME, reason),
+            headers: envelope::headers(&node, NAME, reason, &id, now),
+            payload: schemas::encode(&event),
+        });
+    }
+}

@@ -1,0 +1,185 @@
+//! The edge's end as one module: heartbeat, down and the lanes up, composed. Pure.
+
+mod acts;
+mod downward;
+mod heartbeat;
+mod upward;
+
+use std::collections::BTreeMap;
+
+use bus::module::{Effect, EntryValue, Input, Module};
+use schemas::Timestamp;
+use schemas::desired::Local;
+use schemas::name::NodeName;
+use schemas::report::{NodeReport, Severity};
+use schemas::subject::{DesiredKey, Lane};
+
+use crate::down::Down;
+use crate::pace::Pace;
+use crate::up::{Confirmed, Up};
+
+pub use acts::{Act, Done, account, flows};
+use downward::Batch;
+use heartbeat::Link;
+
+/// Name of the module.
+pub const NAME: &str = "sync";
+/// After a failure, the next try.
+const RETRY_MS: u64 = 1_000;
+/// How often the machine is looked at.
+const INSPECT_INTERVAL_MS: u64 = 30_000;
+
+const HEARTBEAT: u64 = 1;
+const LIST: u64 = 2;
+const GET: u64 = 3;
+const WRITES: u64 = 100;
+
+/// The module.
+pub struct Sync {
+    node: NodeName,
+    boot_id: String,
+    down: Down,
+    pull_pace: Pace,
+    pull_round: u64,
+    batches: BTreeMap<u64, Batch>,
+    writes: BTreeMap<u64, (DesiredKey, u64)>,
+    next_write: u64,
+    asking: bool,
+    retry_down_at: Option<Timestamp>,
+    lanes: BTreeMap<Lane, LaneUp>,
+    local_current: bool,
+    link: Link,
+    report: Option<NodeReport>,
+    report_sequence: u64,
+    inspected_at: Option<Timestamp>,
+    notices: Vec<(String, String)>,
+    events: u64,
+}
+
+/// A lane with its pace.
+#[derive(Debug)]
+struct LaneUp {
+    up: Up,
+    pace: Pace,
+    retry_at: Option<Timestamp>,
+    /// Counts what the lane wanted done: one thing at a time, and only its outcome counts.
+    round: u64,
+}
+
+type Effects = Vec<Effect<Act>>;
+
+impl Sync {
+    /// A module of `node`. `boot_id` is random, new with every start of the process. `notices` are told as events: what
+    /// the runtime found at its start (reason, message).
+    pub fn new(node: NodeName, boot_id: String, notices: Vec<(String, String)>) -> Self {
+        let lanes = Lane::ALL
+            .into_iter()
+            .map(|lane| {
+                let up = Up::new(node.clone(), lane);
+                (lane, LaneUp { up, pace: Pace::default(), retry_at: None, round: 0 })
+            })
+            .collect();
+        Self {
+            node,
+            boot_id,
+            down: Down::default(),
+            pull_pace: Pace::default(),
+            pull_round: 0,
+            batches: BTreeMap::new(),
+            writes: BTreeMap::new(),
+            next_write: WRITES,
+            asking: false,
+            retry_down_at: None,
+            lanes,
+            local_current: false,
+            link: Link::default(),
+            report: None,
+            report_sequence: 0,
+            inspected_at: None,
+            notices,
+            events: 0,
+        }
+    }
+
+    /// Does the node follow the hub, with nothing missing and nothing waiting? For tests and the simulator.
+    pub fn is_settled(&self) -> bool {
+        self.link.up && self.down.is_settled()
+    }
+
+    fn tick(&mut self, now: Timestamp, effects: &mut Effects) {
+        for (reason, message) in std::mem::take(&mut self.notices) {
+            self.tell(Severity::Warning, &reason, message, now, effects);
+        }
+        self.beat(now, effects);
+        self.watch_link(now, effects);
+        if self.inspected_at.is_none_or(|at| now.since_ms(at) >= INSPECT_INTERVAL_MS) {
+            self.inspected_at = Some(now);
+            effects.push(Effect::Act(Act::Inspect));
+        }
+        if !self.link.up {
+            return;
+        }
+        if self.retry_down_at.is_some_and(|at| at <= now) && !self.asking && self.local_current {
+            self.retry_down_at = None;
+            self.contact(now, effects);
+        }
+        for lane in Lane::ALL {
+            let Some(of) = self.lanes.get_mut(&lane) else { continue };
+            if of.retry_at.is_some_and(|at| at <= now) {
+                of.retry_at = None;
+                self.lane(lane, now, effects, |up| vec![up.connect()]);
+            }
+        }
+    }
+}
+
+impl Module for Sync {
+    type Act = Act;
+    type Done = Done;
+
+    fn restore(&mut self, saved: Vec<(String, Vec<u8>)>, _now: Timestamp) -> Effects {
+        for (key, value) in saved {
+            if key == "sequence" {
+                self.report_sequence = schemas::decode(&value).unwrap_or(0);
+            }
+            for (lane, of) in &mut self.lanes {
+                let confirmed = schemas::decode::<Confirmed>(&value);
+                if let (true, Ok(confirmed)) = (key.strip_prefix("lane.") == Some(lane.as_str()), confirmed) {
+                    of.up.restore(confirmed);
+                }
+            }
+        }
+        Vec::new()
+    }
+
+    fn apply(&mut self, input: Input<Done>, now: Timestamp) -> Effects {
+        let mut effects = Vec::new();
+        match input {
+            Input::Entry(entry) => {
+                let Some(key) = DesiredKey::parse_local(&entry.key) else { return effects };
+                match entry.value {
+                    EntryValue::Removed(_) => self.down.local(key, None),
+                    EntryValue::Put(bytes) => match schemas::decode::<Local>(&bytes) {
+                        Ok(local) => self.down.local(key, Some(local)),
+                        // Not readable is not held: the list finds it missing and it is fetched again.
+                        Err(_) => self.down.local(key, None),
+                    },
+                }
+            }
+            Input::Current { .. } => {
+                self.local_current = true;
+                if self.link.up {
+                    self.contact(now, &mut effects);
+                }
+            }
+            Input::Answered { token: HEARTBEAT, outcome } => self.beaten(outcome, now, &mut effects),
+            Input::Answered { token, outcome } => self.answered(token, outcome, now, &mut effects),
+            Input::Wrote { token, outcome } => self.wrote(token, outcome.is_err(), now, &mut effects),
+            Input::Tick => self.tick(now, &mut effects),
+            Input::Done(done) => self.done(done, now, &mut effects),
+            // Nothing is subscribed or consumed by the runner: arrivals only wake the rim.
+            Input::Message(_) | Input::Delivery(_) => {}
+        }
+        effects
+    }
+}

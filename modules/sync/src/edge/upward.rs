@@ -1,0 +1,111 @@
+//! Up, as the edge's module drives it: each lane's steps become effects, and what the rim tells goes back to its lane. Pure.
+
+use bus::module::Effect;
+use schemas::Timestamp;
+use schemas::report::Severity;
+use schemas::subject::Lane;
+
+use super::{Act, Done, Effects, RETRY_MS, Sync};
+use crate::up::{self, Up};
+
+impl Sync {
+    pub(super) fn lane(
+        &mut self,
+        lane: Lane,
+        now: Timestamp,
+        effects: &mut Effects,
+        step: impl FnOnce(&mut Up) -> Vec<up::Step>,
+    ) {
+        let Some(of) = self.lanes.get_mut(&lane) else { return };
+        let max_bytes = of.pace.step_bytes();
+        let mut told = Vec::new();
+        for step in step(&mut of.up) {
+            if matches!(step, up::Step::FindCursor(_) | up::Step::Read(..) | up::Step::Commit { .. }) {
+                of.round += 1;
+            }
+            let round = of.round;
+            effects.push(match step {
+                up::Step::FindCursor(lane) => Effect::Act(Act::FindCursor { lane, round }),
+                up::Step::Read(lane, from) => Effect::Act(Act::Read { lane, round, from, max_bytes }),
+                up::Step::Commit { lane, messages, cursor, expect_revision } => {
+                    Effect::Act(Act::Commit { lane, round, messages, cursor, expect_revision })
+                }
+                up::Step::Trim(lane, sequence) => Effect::Act(Act::Trim { lane, sequence }),
+                up::Step::Save(lane, confirmed) => Effect::Save {
+                    key: format!("lane.{}", lane.as_str()),
+                    value: schemas::encode(&confirmed),
+                },
+                up::Step::Dead(message, reason) => {
+                    told.push((
+                        "DeadLetter",
+                        format!(
+                            "the hub refuses {} (sequence {}): {reason}",
+                            message.subject, message.sequence
+                        ),
+                    ));
+                    Effect::Dead { subject: message.subject, payload: message.payload.to_vec(), reason }
+                }
+                up::Step::Tell(reason, text) => {
+                    told.push((reason, text));
+                    continue;
+                }
+                up::Step::Pause(_) => {
+                    of.retry_at = Some(now.plus_ms(RETRY_MS));
+                    continue;
+                }
+            });
+        }
+        for (reason, text) in told {
+            self.tell(Severity::Warning, reason, text, now, effects);
+        }
+    }
+
+    pub(super) fn done(&mut self, done: Done, now: Timestamp, effects: &mut Effects) {
+        let retry = |this: &mut Self, lane: Lane| {
+            if let Some(of) = this.lanes.get_mut(&lane) {
+                of.pace.lost();
+                of.retry_at = Some(now.plus_ms(RETRY_MS));
+            }
+        };
+        if let Done::Found { lane, round, .. }
+        | Done::Have { lane, round, .. }
+        | Done::Committed { lane, round, .. } = &done
+        {
+            // A batch may be answered long after the lane gave it up: that says nothing of what the lane does now.
+            if self.lanes.get(lane).is_none_or(|of| of.round != *round) {
+                return;
+            }
+        }
+        match done {
+            Done::Pulled { round, outcome, took_ms } => self.pulled(round, outcome, took_ms, now, effects),
+            Done::Found { lane, outcome: Ok((cursor, state)), .. } => {
+                self.lane(lane, now, effects, |up| up.found(cursor, &state));
+            }
+            Done::Have { lane, outcome: Ok(messages), .. } => {
+                self.lane(lane, now, effects, |up| up.have(messages));
+            }
+            Done::Found { lane, outcome: Err(_), .. } | Done::Have { lane, outcome: Err(_), .. } => {
+                retry(self, lane);
+            }
+            Done::Committed { lane, outcome, bytes, took_ms, .. } => {
+                if let Some(of) = self.lanes.get_mut(&lane) {
+                    match &outcome {
+                        Ok(_) => of.pace.measured(bytes, took_ms),
+                        Err(_) => of.pace.lost(),
+                    }
+                }
+                self.lane(lane, now, effects, |up| up.committed(outcome));
+            }
+            Done::Inspected(mut report) => {
+                let before = self.report.take();
+                let sequence = before.as_ref().map_or(0, |report| report.sequence);
+                report.sequence = sequence;
+                if before.is_some_and(|before| before != *report) {
+                    self.link.hub_knows = false;
+                }
+                self.report = Some(*report);
+                self.announce(now, effects);
+            }
+        }
+    }
+}

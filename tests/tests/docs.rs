@@ -1,0 +1,285 @@
+//! Are the documents true? What can be generated from the code is (`docs/flows.md`), and the rest is held against it:
+//! error codes, links, places in the source, `make` targets, commands, flags and variables.
+//!
+//! `UPDATE_DOCS=1 cargo test -p tests --test docs` writes `docs/flows.md` anew.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // a test fails by panicking
+
+mod support {
+    pub mod flows;
+    pub mod text;
+}
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use support::text::{Snippet, codes, files, headings, links, snippets, without_comments, without_tests};
+use tests::cluster::programs::{ours, root};
+
+fn expect_none(complaints: &[String]) {
+    assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
+}
+
+/// Every document, by its path from the root.
+fn documents() -> Vec<(String, String)> {
+    let all = files(&root(), &|path| path.extension().is_some_and(|e| e == "md"));
+    assert!(all.iter().any(|(path, _)| path == "README.md"), "no README.md among {} documents", all.len());
+    all
+}
+
+/// What runs: sources without their tests, and scripts.
+fn sources() -> Vec<(String, String)> {
+    let is_source = |path: &Path| {
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
+        let text = path.to_string_lossy();
+        match extension {
+            "rs" => text.contains("/src/") && !text.ends_with("_tests.rs") && !text.ends_with("/tests.rs"),
+            "sh" | "py" => text.contains("scripts/"),
+            "" => text.contains("scripts/"),
+            _ => false,
+        }
+    };
+    files(&root(), &is_source)
+}
+
+#[test]
+fn flows_are_what_the_modules_declare() {
+    let path = root().join("docs/flows.md");
+    let want = support::flows::document();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &want).unwrap();
+    }
+    let have = fs::read_to_string(&path).unwrap_or_default();
+    let differs = want.lines().zip(have.lines().chain(std::iter::repeat(""))).find(|(a, b)| a != b);
+    assert!(
+        have == want,
+        "docs/flows.md is behind the code, first at\n  code: {}\n  file: {}\n\
+         run `UPDATE_DOCS=1 cargo test -p tests --test docs` and look at the difference",
+        differs.map_or("(its end)", |d| d.0),
+        differs.map_or("(more lines)", |d| d.1),
+    );
+}
+
+#[test]
+fn every_error_code_is_listed_with_cause_and_cure() {
+    let mut used: BTreeMap<String, String> = BTreeMap::new();
+    for (path, text) in sources() {
+        let text = if path.ends_with(".rs") { without_comments(&without_tests(&text), "//") } else { without_comments(&text, "#") };
+        for code in codes(&text) {
+            used.entry(code).or_insert_with(|| path.clone());
+        }
+    }
+    assert!(used.len() > 50, "only {} codes were found in the sources", used.len());
+    let errors = fs::read_to_string(root().join("docs/errors.md")).unwrap();
+    let mut listed = BTreeSet::new();
+    let mut complaints = Vec::new();
+    for (number, line) in (1..).zip(errors.lines()) {
+        let Some(row) = line.strip_prefix("| `EW-") else { continue };
+        let cells: Vec<&str> = row.trim_end_matches(" |").split(" | ").collect();
+        let code = format!("EW-{}", cells[0].trim_end_matches('`'));
+        if cells.len() != 3 || cells.iter().any(|cell| cell.trim().is_empty()) {
+            complaints.push(format!("docs/errors.md:{number}: a row is code, cause, cure"));
+        }
+        if !used.contains_key(&code) {
+            complaints.push(format!("docs/errors.md:{number}: nothing says {code} any more"));
+        }
+        if !listed.insert(code.clone()) {
+            complaints.push(format!("docs/errors.md:{number}: {code} is listed twice"));
+        }
+    }
+    for (code, path) in &used {
+        if !listed.contains(code) {
+            complaints.push(format!("{path}: {code} is not in docs/errors.md"));
+        }
+    }
+    for (path, text) in documents() {
+        for code in codes(&text).into_iter().filter(|code| !used.contains_key(code)) {
+            complaints.push(format!("{path}: nothing says {code}"));
+        }
+    }
+    expect_none(&complaints);
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut complaints = Vec::new();
+    let documents = documents();
+    for (path, text) in &documents {
+        for link in links(text) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if file.is_empty() {
+                path.clone()
+            } else {
+                let joined = Path::new(path).parent().unwrap().join(file);
+                support::text::normal(&joined)
+            };
+            if !root().join(&target).exists() {
+                complaints.push(format!("{path}: {link} leads nowhere"));
+            } else if !anchor.is_empty() {
+                let there = documents.iter().find(|(p, _)| *p == target);
+                if !there.is_some_and(|(_, text)| headings(text).iter().any(|h| h == anchor)) {
+                    complaints.push(format!("{path}: {link}: {target} has no such heading"));
+                }
+            }
+        }
+    }
+    expect_none(&complaints);
+}
+
+/// `modules/sync/src/down.rs` in a document is there.
+#[test]
+fn places_in_the_source_are_there() {
+    let mut complaints = Vec::new();
+    for (path, text) in documents().into_iter().filter(|(path, _)| path != "CHANGELOG.md") {
+        for snippet in snippets(&text) {
+            let is_place = snippet.inline
+                && snippet.text.contains('/')
+                && !snippet.text.contains([' ', '<', '*', '{', '$'])
+                && [".rs", ".sh", ".md", ".yaml", ".toml"].iter().any(|end| snippet.text.ends_with(end))
+                && !snippet.text.starts_with(['/', '~', '.']);
+            if is_place && !root().join(&snippet.text).exists() {
+                complaints.push(format!("{path}: {} is not there", snippet.text));
+            }
+        }
+    }
+    expect_none(&complaints);
+}
+
+#[test]
+fn make_targets_exist() {
+    let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
+    let targets: BTreeSet<&str> = makefile
+        .lines()
+        .filter(|line| !line.starts_with(['\t', ' ', '#', '.']))
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(_, rest)| !rest.starts_with('='))
+        .flat_map(|(names, _)| names.split_whitespace())
+        .collect();
+    let mut complaints = Vec::new();
+    let mut seen = 0;
+    for (path, text) in documents() {
+        for Snippet { text, .. } in snippets(&text) {
+            let Some(words) = text.trim_start_matches("$ ").strip_prefix("make ") else { continue };
+            let words = words.split_whitespace().take_while(|word| !word.starts_with(['#', '&', '|', '(', ';']));
+            for target in words.filter(|word| !word.contains('=') && !word.starts_with('-')) {
+                seen += 1;
+                if !targets.contains(target) {
+                    complaints.push(format!("{path}: make {target}: the Makefile has no such target"));
+                }
+            }
+        }
+    }
+    assert!(seen > 5, "only {seen} targets were found in the documents");
+    expect_none(&complaints);
+}
+
+/// The `--help` of one of our programs, or of one of its commands.
+struct Helps {
+    told: BTreeMap<Vec<String>, Option<String>>,
+}
+
+impl Helps {
+    fn of(&mut self, program: &str, command: &[&str]) -> Option<&str> {
+        let key: Vec<String> = std::iter::once(program).chain(command.iter().copied()).map(str::to_owned).collect();
+        let told = self.told.entry(key).or_insert_with(|| {
+            let path = ours(program);
+            let out = Command::new(&path).args(command).arg("--help").env("EDGEWIRE_LOG", "off").output();
+            let out = out.unwrap_or_else(|error| panic!("{}: {error}; run `make build`", path.display()));
+            out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+        });
+        told.as_deref()
+    }
+}
+
+fn has_flag(help: &str, flag: &str) -> bool {
+    help.match_indices(flag).any(|(at, _)| {
+        help.get(at + flag.len()..)
+            .and_then(|rest| rest.chars().next())
+            .is_none_or(|c| !(c.is_alphanumeric() || c == '-'))
+    })
+}
+
+#[test]
+fn commands_and_flags_are_known_to_the_programs() {
+    let mut helps = Helps { told: BTreeMap::new() };
+    let mut complaints = Vec::new();
+    let mut seen = 0;
+    for (path, text) in documents() {
+        for snippet in snippets(&text) {
+            for line in snippet.text.split(" | ") {
+                let words: Vec<&str> = line.trim_start_matches("$ ").split_whitespace().collect();
+                let Some((program, rest)) = words.split_first() else { continue };
+                let program = program.rsplit('/').next().unwrap_or(program);
+                if !["edgewire", "cloud-hub", "edge-runtime"].contains(&program) {
+                    continue;
+                }
+                let rest: Vec<&str> =
+                    rest.iter().copied().take_while(|word| !word.starts_with(['#', '&', '>'])).collect();
+                let command: Vec<&str> = rest.iter().copied().take_while(|word| is_command(word)).take(2).collect();
+                let nested = command.first().is_some_and(|first| *first == "token" && program == "edgewire");
+                let command = &command[..command.len().min(if nested { 2 } else { 1 })];
+                let Some(help) = helps.of(program, command) else {
+                    complaints.push(format!("{path}: `{line}`: {program} refuses {}", command.join(" ")));
+                    continue;
+                };
+                seen += 1;
+                for flag in rest.iter().filter(|word| word.starts_with("--") && word.len() > 2) {
+                    let flag = flag.split('=').next().unwrap_or(flag).trim_end_matches([',', ']', '\'']);
+                    if !has_flag(help, flag) {
+                        complaints.push(format!("{path}: `{line}`: {program} knows no {flag} there"));
+                    }
+                }
+            }
+        }
+    }
+    assert!(seen > 10, "only {seen} commands were found in the documents");
+    expect_none(&complaints);
+}
+
+fn is_command(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase())
+}
+
+/// Every setting of a program is in its document: flags, variables and their TOML keys stand in one table row.
+#[test]
+fn every_setting_is_documented() {
+    let mut helps = Helps { told: BTreeMap::new() };
+    let mut complaints = Vec::new();
+    for (program, document) in [("cloud-hub", "docs/hub.md"), ("edge-runtime", "docs/node.md")] {
+        let help = helps.of(program, &[]).unwrap().to_owned();
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        let words = help.split(|c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c)));
+        let mut seen = 0;
+        for word in words.collect::<BTreeSet<_>>() {
+            let setting = word.starts_with("--") && word.len() > 2 || word.starts_with("EDGEWIRE_");
+            if !setting || word == "--help" || word == "--version" {
+                continue;
+            }
+            seen += 1;
+            if !text.contains(&format!("`{word}")) {
+                complaints.push(format!("{document}: {program} knows {word}, the document does not"));
+            }
+        }
+        assert!(seen > 10, "{program} --help told of {seen} settings");
+    }
+    expect_none(&complaints);
+}
+
+#[test]
+fn variables_are_read_by_something() {
+    let mut known = BTreeSet::new();
+    for (_, text) in sources().into_iter().chain(files(&root(), &|path| path.ends_with("Makefile"))) {
+        known.extend(support::text::variables(&text));
+    }
+    let mut complaints = Vec::new();
+    for (path, text) in documents() {
+        for name in support::text::variables(&text).into_iter().filter(|name| !known.contains(name)) {
+            complaints.push(format!("{path}: nothing reads {name}"));
+        }
+    }
+    expect_none(&complaints);
+}
