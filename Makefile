@@ -56,7 +56,8 @@ docs-check: ## Is what is generated from the code (docs/flows.md) still true?
 
 .PHONY: bench images build build-all setup preflight
 bench: preflight setup images ## Measure; print the table that docs/benchmarks.md keeps
-	cargo bench --workspace
+	cargo build --release --package cloud-hub --package edge-runtime --package edgewire
+	EDGEWIRE_BIN_DIR=$(CURDIR)/target/release cargo run --quiet --package tests --bin bench
 
 images: ## The example workloads as OCI images in target/images, with no registry
 	@scripts/images.sh

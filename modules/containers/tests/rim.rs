@@ -41,12 +41,9 @@ async fn run(runtime: &Runtime, pod: &Pod, referenced: &Referenced, attempt: u32
     let uid = pod.metadata.uid.clone().unwrap();
     let spec = pod.spec.as_ref().unwrap();
     let container = &spec.containers[0];
-    let t = Instant::now();
     let image = runtime.image(container.image.as_deref().unwrap(), "IfNotPresent").await.unwrap();
-    println!("image {:?}", t.elapsed());
     let request = SandboxRequest { host_network: spec.host_network.unwrap_or(false), host_ipc: false };
     let sandbox = runtime.ensure_sandbox(&uid, request).await.unwrap();
-    println!("sandbox {:?}", t.elapsed());
     let dir = runtime.pod_dir(&uid);
     volumes::prepare(pod, &dir, referenced).unwrap();
     let mut mounts = volumes::mounts(pod, container, &dir).unwrap();
@@ -67,7 +64,6 @@ async fn run(runtime: &Runtime, pod: &Pod, referenced: &Referenced, attempt: u32
         })
         .await
         .unwrap();
-    println!("start {:?}", t.elapsed());
     (id, sandbox.ip)
 }
 
@@ -263,6 +259,11 @@ async fn a_pod_lives_survives_and_leaves_nothing() {
     println!("hungry: {exit:?}");
     assert!(exit.oom_killed && exit.code != 0, "{exit:?}");
 
+    // What a killed shim left in runc does not stand in the way.
+    let stale = containers::runtime::container::container_id("flood", "main", 0);
+    let left = std::path::Path::new("/run/containerd/runc").join(&runtime.config().namespace).join(stale);
+    std::fs::create_dir_all(left).unwrap();
+
     // A short-lived one loses nothing of what it wrote last, however much; logs rotate.
     let lines = 20_000;
     let flood = pod(
@@ -273,7 +274,8 @@ async fn a_pod_lives_survives_and_leaves_nothing() {
     let (flood_id, _) = run(&runtime, &flood, &referenced, 0).await;
     assert_eq!(ended(&runtime, &flood_id).await.code, 0);
     let text = log(&runtime, &flood_id, LogOptions::default()).await;
-    assert_eq!(text.lines().count(), lines);
+    // The start that found what was left told so in the log.
+    assert_eq!(text.lines().filter(|line| line.starts_with("line ")).count(), lines);
     assert!(text.ends_with(&format!("line {lines}\n")));
 
     // A container that dies while containerd is away: its end is found later.

@@ -57,7 +57,13 @@ fn pressure(free: f64, least: f64, what: &str) -> (String, String, String) {
     (
         status.to_owned(),
         format!("{reason}{what}Pressure"),
-        format!("{:.0} % of the node's {} is free", free * 100.0, what.to_lowercase()),
+        // No figures: a text that changes would be a write to the object store.
+        format!(
+            "less than {:.0} % of the node's {} is free: {}",
+            least * 100.0,
+            what.to_lowercase(),
+            free < least
+        ),
     )
 }
 

@@ -40,8 +40,14 @@ impl Edge {
     /// Makes the node's namespace and link.
     pub(super) fn new(site: Arc<Site>, name: &str, n: usize, flags: &[&str]) -> anyhow::Result<Self> {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let this =
-            Self { site, name: name.to_owned(), n, flags, child: Mutex::default(), proxy: std::sync::Mutex::default() };
+        let this = Self {
+            site,
+            name: name.to_owned(),
+            n,
+            flags,
+            child: Mutex::default(),
+            proxy: std::sync::Mutex::default(),
+        };
         let dir = this.data_dir();
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         network::make_edge(&this.site, n, &this.namespace())?;

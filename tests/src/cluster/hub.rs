@@ -111,7 +111,8 @@ impl Hub {
         let body = serde_json::json!({"uses": uses, "ttl_s": ttl_s}).to_string();
         let args = ["create", "--raw", "/edgewire/v1/tokens", "-f", "-"];
         let answer = judge::kubectl_with(&self.site, &args, &body).await?.ok()?;
-        let answer: serde_json::Value = serde_json::from_str(&answer).context("the hub's answer is not JSON")?;
+        let answer: serde_json::Value =
+            serde_json::from_str(&answer).context("the hub's answer is not JSON")?;
         answer.get("token").and_then(|t| t.as_str()).map(str::to_owned).context("the answer holds no token")
     }
 }

@@ -235,11 +235,13 @@ impl Cluster {
         let mut messages = consumer.messages().await?;
         loop {
             let next = tokio::time::timeout(STREAM_TIMEOUT, messages.next()).await;
-            let message = next.context("the stream's next message does not come")?.context("the stream ended")??;
+            let message =
+                next.context("the stream's next message does not come")?.context("the stream ended")??;
             let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
             let last = info.pending == 0;
             let headers = message.headers.iter().flat_map(|headers| headers.iter());
-            let first = headers.filter_map(|(name, values)| Some((name.to_string(), values.first()?.to_string())));
+            let first =
+                headers.filter_map(|(name, values)| Some((name.to_string(), values.first()?.to_string())));
             stored.push(Stored {
                 sequence: info.stream_sequence,
                 at_ms: i64::try_from(info.published.unix_timestamp_nanos() / 1_000_000)?,

@@ -61,7 +61,8 @@ impl Ledger {
         let text = serde_json::to_vec_pretty(&ledger)?;
         for dir in BTreeSet::from([&site.dir, &site.claim]) {
             let path = dir.join("ledger");
-            let mut file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+            let mut file =
+                std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
             file.write_all(&text)?;
             file.sync_all()?;
             std::fs::File::open(dir)?.sync_all()?;
@@ -95,13 +96,18 @@ impl Ledger {
         for link in links(&self.bridge) {
             let _ = command("ip", &["link", "delete", "dev", &link]); // a veth goes with its namespace, perhaps just now
         }
-        if command("nft", &["list", "tables"])?.lines().any(|line| line.ends_with(&format!(" {}", self.table))) {
+        if command("nft", &["list", "tables"])?
+            .lines()
+            .any(|line| line.ends_with(&format!(" {}", self.table)))
+        {
             note(command("nft", &["delete", "table", "inet", &self.table]).map(drop));
         }
         let _ = std::fs::remove_file(&self.kubeconfig); // it may never have been written
         for dir in [&self.dir, &self.claim] {
             if dir.exists() {
-                note(std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display())));
+                note(
+                    std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display())),
+                );
             }
         }
         outcome
@@ -112,7 +118,9 @@ impl Ledger {
 pub fn sweep_temporary() {
     let entries = std::fs::read_dir("/tmp").into_iter().flatten().flatten();
     let claims = entries.map(|entry| entry.path());
-    for claim in claims.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("ew-"))) {
+    for claim in
+        claims.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("ew-")))
+    {
         let Ok(ledger) = Ledger::read(&claim.join("ledger")) else { continue };
         if ledger.dir == ledger.claim && !ledger.owner_lives() {
             if let Err(error) = ledger.clean() {
@@ -129,14 +137,17 @@ pub fn unmount(dir: &Path) -> anyhow::Result<()> {
     let mut ours: Vec<PathBuf> = points.filter(|point| point.starts_with(dir) && point != dir).collect();
     ours.reverse();
     for point in ours {
-        umount2(&point, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {}", point.display()))?;
+        umount2(&point, MntFlags::MNT_DETACH)
+            .with_context(|| format!("cannot unmount {}", point.display()))?;
     }
     Ok(())
 }
 
 /// Spaces and the like stand as `\040` in mountinfo.
 fn unescape(text: &str) -> PathBuf {
-    PathBuf::from(text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\"))
+    PathBuf::from(
+        text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\"),
+    )
 }
 
 /// What containers leave outside the node's directory when their shims are killed: the shims' sockets, and cgroups.
@@ -188,12 +199,16 @@ fn remove_cgroup(dir: &Path) {
 
 fn children(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 fn links(bridge: &str) -> Vec<String> {
     let listed = command("ip", &["-o", "link", "show"]).unwrap_or_default();
     let names = listed.lines().filter_map(|line| line.split(": ").nth(1)?.split('@').next());
-    let ours = |name: &&str| *name == bridge || name.strip_prefix(bridge).is_some_and(|rest| rest.starts_with('-'));
+    let ours =
+        |name: &&str| *name == bridge || name.strip_prefix(bridge).is_some_and(|rest| rest.starts_with('-'));
     names.filter(ours).map(str::to_owned).collect()
 }

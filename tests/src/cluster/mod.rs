@@ -48,6 +48,8 @@ use site::Site;
 
 /// Of each log, so much is printed when a test fails.
 const LOG_TAIL_LINES: usize = 60;
+/// Set to anything: what failed stays up for a look, until the next test begins.
+const KEEP_ENV: &str = "EDGEWIRE_KEEP";
 /// A node is Ready after at most so long.
 const READY_SECONDS: u64 = 60;
 
@@ -153,6 +155,10 @@ impl Cluster {
     fn remove(&self) {
         if !self.passed {
             self.print_logs();
+            if std::env::var_os(KEEP_ENV).is_some() {
+                eprintln!("kept for a look: {}", self.site.dir.display());
+                return;
+            }
         }
         let ledger = self.site.dir.join("ledger");
         if let Err(error) = ledger::Ledger::read(&ledger).and_then(|ledger| ledger.clean()) {

@@ -36,7 +36,8 @@ impl Which<'_> {
     /// Their pids now.
     pub fn find(&self) -> BTreeSet<i32> {
         let me = i32::try_from(std::process::id()).unwrap_or_default();
-        let all: Vec<Seen> = pids().into_iter().filter(|pid| *pid != me).filter_map(|pid| self.look(pid)).collect();
+        let all: Vec<Seen> =
+            pids().into_iter().filter(|pid| *pid != me).filter_map(|pid| self.look(pid)).collect();
         let mut found: BTreeSet<i32> = all.iter().filter(|seen| seen.ours).map(|seen| seen.pid).collect();
         loop {
             let before = found.len();
@@ -75,7 +76,8 @@ impl Which<'_> {
         }
         let parent = fields.next()?.parse().ok()?;
         let read = |name: &str| std::fs::read(proc.join(name)).unwrap_or_default();
-        let ours = self.marked(&read("environ")) || self.named(&read("cmdline")) || self.rooted(&read("mountinfo"));
+        let ours =
+            self.marked(&read("environ")) || self.named(&read("cmdline")) || self.rooted(&read("mountinfo"));
         Some(Seen { pid, parent, ours })
     }
 

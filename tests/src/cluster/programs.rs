@@ -49,7 +49,11 @@ pub fn check() -> anyhow::Result<()> {
     }
     let path = nats_server();
     anyhow::ensure!(path.is_file(), "EW-DEMO-SETUP: {} is missing; run `make setup`", path.display());
-    anyhow::ensure!(images().is_dir(), "EW-DEMO-IMAGES: {} is missing; run `make images`", images().display());
+    anyhow::ensure!(
+        images().is_dir(),
+        "EW-DEMO-IMAGES: {} is missing; run `make images`",
+        images().display()
+    );
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "EW-DEMO-ROOT: this needs root; run it with sudo");
     Ok(())
 }

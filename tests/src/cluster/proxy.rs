@@ -43,7 +43,8 @@ impl Lane {
         let bits = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_mul(8);
         let until = {
             let mut free_at = self.free_at.lock().await;
-            *free_at = (*free_at).max(Instant::now()) + Duration::from_micros(bits.saturating_mul(1_000) / pace);
+            *free_at =
+                (*free_at).max(Instant::now()) + Duration::from_micros(bits.saturating_mul(1_000) / pace);
             *free_at
         };
         tokio::time::sleep_until(until).await;

@@ -64,14 +64,18 @@ impl Site {
             }
             let dir = match options.dir {
                 Some(dir) => {
-                    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+                    std::fs::create_dir_all(&dir)
+                        .with_context(|| format!("cannot make {}", dir.display()))?;
                     std::fs::canonicalize(&dir)?
                 }
                 None => claim.clone(),
             };
             if dir.as_os_str().len() > DIR_MAX_BYTES {
                 let _ = std::fs::remove_dir(&claim); // empty: just made
-                bail!("EW-DEMO-PATH: {} is too long a path for Unix sockets; use a shorter one", dir.display());
+                bail!(
+                    "EW-DEMO-PATH: {} is too long a path for Unix sockets; use a shorter one",
+                    dir.display()
+                );
             }
             let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.join("kubeconfig"));
             let ports = Ports { api: 6443, bus: 4222, leaf: 7422 };

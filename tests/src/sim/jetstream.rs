@@ -15,6 +15,8 @@ use schemas::subject::matches;
 pub const DUPLICATE_WINDOW_MS: u64 = 120_000;
 /// Header by which the server tells duplicates.
 pub const MSG_ID: &str = "Nats-Msg-Id";
+/// Length of a batch's name, as `bus::link` makes it.
+const BATCH_ID_BYTES: usize = 22;
 /// Header of a bucket's tombstone.
 pub const OPERATION: &str = "KV-Operation";
 
@@ -121,9 +123,15 @@ impl Stream {
         self.last_sequence
     }
 
-    /// The first sequence that is there; one past the last when there is none.
+    /// The first sequence that is there; one past the last when there is none, and 0 before anything was stored.
     pub fn first_sequence(&self) -> u64 {
-        self.messages.keys().next().copied().unwrap_or(self.last_sequence + 1)
+        let none = if self.last_sequence == 0 { 0 } else { self.last_sequence + 1 };
+        self.messages.keys().next().copied().unwrap_or(none)
+    }
+
+    /// What its messages take on disk.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
     }
 
     /// Messages in it.
@@ -158,9 +166,19 @@ impl Stream {
     }
 
     /// Stores all of them or none; the last one under compare-and-set. Gives the last one's sequence.
-    pub fn commit(&mut self, batch: Vec<New>, expect: Option<u64>, now_ms: u64) -> Result<u64, Refused> {
+    pub fn commit(&mut self, mut batch: Vec<New>, expect: Option<u64>, now_ms: u64) -> Result<u64, Refused> {
         if let Some(last) = batch.last() {
             self.check(&last.subject, expect)?;
+        }
+        // The server keeps the batch's own headers: they take room.
+        for (number, new) in (1u64..).zip(&mut batch) {
+            new.headers.insert("Nats-Batch-Id".to_owned(), "0".repeat(BATCH_ID_BYTES));
+            new.headers.insert("Nats-Batch-Sequence".to_owned(), number.to_string());
+        }
+        if let Some(last) = batch.last_mut() {
+            last.headers.insert("Nats-Batch-Commit".to_owned(), "1".to_owned());
+            let expect = expect.unwrap_or(0).to_string();
+            last.headers.insert("Nats-Expected-Last-Subject-Sequence".to_owned(), expect);
         }
         let size: u64 = batch.iter().map(|new| size_bytes(&new.subject, &new.headers, &new.payload)).sum();
         if self.size_bytes + size > self.config.size_bytes_max {

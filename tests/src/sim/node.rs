@@ -236,10 +236,6 @@ impl Hosted for Containers {
             _ => w.near_us() * 4,
         };
         let finished = w.random.per_mille(500);
-        if let Act::Start(start) = &act {
-            let with: Vec<_> = start.referenced.config_maps.values().filter_map(|data| data.get("version")).collect();
-            w.tell(|| format!("start of {} on node {edge} is decided, with ConfigMap {with:?}", start.pod.metadata.name.as_deref().unwrap_or("")));
-        }
         w.after(delay, move |w| {
             // An agent that died meanwhile may have got so far, or not.
             let alive = w.edges[edge].containers.incarnation == incarnation;

@@ -277,27 +277,8 @@ fn apply<M: Hosted>(w: &mut World, index: usize, inputs: Vec<(Input<M::Done>, Op
     let now = w.now();
     let mut slice = Vec::new();
     for (input, ack) in inputs {
-        let what = match &input {
-            Input::Delivery(d) => format!("delivery {} {}", d.sequence, d.subject),
-            Input::Wrote { token, outcome } => format!("wrote {token} {outcome:?}"),
-            Input::Entry(e) => format!("entry {} {}", e.key, e.revision),
-            _ => String::new(),
-        };
         if let Some(module) = &mut M::runner(w, index).module {
-            let effects = module.apply(input, now);
-            if M::NAME == "placement" && !what.is_empty() {
-                let t: Vec<String> = effects
-                    .iter()
-                    .map(|e| match e {
-                        Effect::Put { key, expect, token, .. } => format!("put {key} {expect:?} {token}"),
-                        Effect::Remove { key, .. } => format!("remove {key}"),
-                        Effect::Dead { reason, .. } => format!("dead {reason}"),
-                        _ => "other".into(),
-                    })
-                    .collect();
-                w.tell(|| format!("DBG {what} -> {t:?}"));
-            }
-            slice.push((effects, ack));
+            slice.push((module.apply(input, now), ack));
         }
     }
     slice

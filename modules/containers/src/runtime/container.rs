@@ -32,9 +32,8 @@ use super::cgroup::was_oom_killed;
 use super::image::{Image, data_hex};
 use super::logs::PumpSpec;
 use super::sandbox::Sandbox;
-use super::spec::{BindMount, SpecInput, oci_spec};
-use super::user::resolve_user;
-use super::{Runtime, RuntimeError, refused, tolerate};
+use super::spec::{BindMount, SpecInput, User, oci_spec};
+use super::{Runtime, RuntimeError, refused, tolerate, user};
 
 const RUNC: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -194,71 +193,84 @@ impl Runtime {
 
     async fn create_and_start(&self, id: &str, start: &StartContainer<'_>) -> Result<(), RuntimeError> {
         let name = &start.container.name;
-        let mounts = self.prepare_rootfs(id, start.image).await?;
-        let user = resolve_user(
-            start.pod,
-            start.container,
-            &start.image.config.user,
-            &mounts,
-            &self.config.data_dir,
-        )
-        .await?;
         let cgroups_path = format!("{}/{id}", self.config.cgroup_parent);
-        let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
-            list.iter().flatten().map(|text| crate::env::expand(text, start.env)).collect()
-        };
-        let spec = oci_spec(&SpecInput {
-            pod: start.pod,
-            container: start.container,
-            image: &start.image.config,
-            env: start.env,
-            command: &expanded(&start.container.command),
-            args: &expanded(&start.container.args),
-            mounts: start.mounts,
-            namespaces: &start.sandbox.namespaces,
-            hostname: start.hostname,
-            user: &user,
-            cgroups_path: &cgroups_path,
-            capability_bound: capability_bound(),
-        })
-        .map_err(|message| RuntimeError::Config { message: format!("container \"{name}\": {message}") })?;
-
         let log_path = self.log_path(start.pod, name, start.attempt);
         self.drop_old_logs(&log_path, start.attempt);
-        let pump = PumpSpec {
-            file_max_bytes: self.config.log_file_max_bytes,
-            files_max: self.config.log_files_max,
-            path: log_path.clone(),
-        };
-        let stored = Stored {
+        let known = user::known(start.pod, start.container, &start.image.config.user);
+        let spec = spec_of(start, &cgroups_path, known.as_ref().unwrap_or(&user::UNKNOWN))?;
+        let mut stored = Stored {
             id: id.to_owned(),
             labels: labels(start, &log_path, &cgroups_path),
             image: start.image.name.clone(),
             runtime: Some(RuntimeName { name: RUNC.to_owned(), options: None }),
-            spec: Some(Any { type_url: SPEC_TYPE.to_owned(), value: spec.to_string().into_bytes() }),
+            spec: Some(spec),
             snapshotter: self.snapshotter.clone(),
             snapshot_key: id.to_owned(),
             ..Stored::default()
         };
-        let request = CreateContainerRequest { container: Some(stored) };
+        // The record before the snapshot: containerd's garbage collector takes a snapshot that nothing refers to.
+        let request = CreateContainerRequest { container: Some(stored.clone()) };
         let created = self.client.containers().create(self.call(request)).await;
         created.map_err(refused(format!("create container \"{name}\"")))?;
+        let mounts = self.prepare_rootfs(id, start.image).await?;
+        if known.is_none() {
+            let at = self.config.data_dir.join("import").join(format!("root-{id}"));
+            let found =
+                user::look_up(start.pod, start.container, &start.image.config.user, &mounts, at).await?;
+            stored.spec = Some(spec_of(start, &cgroups_path, &found)?);
+            let update_mask = Some(FieldMask { paths: vec!["spec".to_owned()] });
+            let request = UpdateContainerRequest { container: Some(stored), update_mask };
+            let updated = self.client.containers().update(self.call(request)).await;
+            updated.map_err(refused(format!("set the user of container \"{name}\"")))?;
+        }
+        self.make_task(id, start, mounts, log_path).await?;
+        let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
+        let started = self.client.tasks().start(self.call(request)).await;
+        started.map_err(refused(format!("start container \"{name}\""))).map(drop)
+    }
 
+    async fn make_task(
+        &self,
+        id: &str,
+        start: &StartContainer<'_>,
+        rootfs: Vec<Mount>,
+        log_path: PathBuf,
+    ) -> Result<(), RuntimeError> {
+        let pump = PumpSpec {
+            file_max_bytes: self.config.log_file_max_bytes,
+            files_max: self.config.log_files_max,
+            path: log_path,
+        };
         let uri = pump.uri(&self.config.log_pump);
         let terminal = start.container.tty.unwrap_or(false);
         let task = CreateTaskRequest {
             container_id: id.to_owned(),
-            rootfs: mounts,
+            rootfs,
             stdout: uri.clone(),
             stderr: if terminal { String::new() } else { uri },
             terminal,
             ..CreateTaskRequest::default()
         };
-        let created = self.client.tasks().create(self.call(task)).await;
-        created.map_err(refused(format!("make the task of container \"{name}\"")))?;
-        let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
-        let started = self.client.tasks().start(self.call(request)).await;
-        started.map_err(refused(format!("start container \"{name}\""))).map(drop)
+        let mut created = self.client.tasks().create(self.call(task.clone())).await;
+        if created.as_ref().is_err_and(|status| status.message().contains("already exists")) {
+            // A shim that was killed while it made the task left runc's state of it behind.
+            self.forget_in_runc(id).await;
+            created = self.client.tasks().create(self.call(task)).await;
+        }
+        created.map_err(refused(format!("make the task of container \"{}\"", start.container.name))).map(drop)
+    }
+
+    /// Removes what runc remembers of a container that containerd has no task for.
+    async fn forget_in_runc(&self, id: &str) {
+        let root = Path::new("/run/containerd/runc").join(&self.config.namespace);
+        let deleted = tokio::process::Command::new("runc")
+            .arg("--root")
+            .arg(root)
+            .args(["delete", "--force", id])
+            .stdin(std::process::Stdio::null())
+            .output()
+            .await;
+        tracing::info!(id, ok = deleted.is_ok_and(|out| out.status.success()), "runc had it from before");
     }
 
     async fn prepare_rootfs(&self, id: &str, image: &Image) -> Result<Vec<Mount>, RuntimeError> {
@@ -424,6 +436,30 @@ impl Runtime {
             self.client.containers().delete(self.call(DeleteContainerRequest { id: id.to_owned() })).await;
         tolerate(gone, Code::NotFound, format!("remove container {id}")).map(drop)
     }
+}
+
+fn spec_of(start: &StartContainer<'_>, cgroups_path: &str, user: &User) -> Result<Any, RuntimeError> {
+    let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
+        list.iter().flatten().map(|text| crate::env::expand(text, start.env)).collect()
+    };
+    let spec = oci_spec(&SpecInput {
+        pod: start.pod,
+        container: start.container,
+        image: &start.image.config,
+        env: start.env,
+        command: &expanded(&start.container.command),
+        args: &expanded(&start.container.args),
+        mounts: start.mounts,
+        namespaces: &start.sandbox.namespaces,
+        hostname: start.hostname,
+        user,
+        cgroups_path,
+        capability_bound: capability_bound(),
+    });
+    let spec = spec.map_err(|message| RuntimeError::Config {
+        message: format!("container \"{}\": {message}", start.container.name),
+    })?;
+    Ok(Any { type_url: SPEC_TYPE.to_owned(), value: spec.to_string().into_bytes() })
 }
 
 fn labels(start: &StartContainer<'_>, log_path: &Path, cgroup: &str) -> HashMap<String, String> {

@@ -285,6 +285,8 @@ impl Runtime {
         if self.has_snapshot(top).await? {
             return Ok(());
         }
+        // Two pods that start together unpack once.
+        let _one_at_a_time = self.unpacking.lock().await;
         let lease = self.lease(&image.name).await?;
         let mut parent = String::new();
         for (id, layer) in chain.iter().zip(&image.layers) {

@@ -193,7 +193,12 @@ impl RuntimeError {
 /// A gRPC status as our error. `what` completes "containerd could not ...".
 pub(crate) fn refused(what: impl Into<String>) -> impl FnOnce(tonic::Status) -> RuntimeError {
     let what = what.into();
-    move |status| RuntimeError::Containerd { what, code: status.code(), message: status.message().to_owned() }
+    move |status| {
+        // A status that was made on our side, of a connection that broke, has a cause; one that containerd sent has none.
+        let lost = std::error::Error::source(&status).is_some();
+        let code = if lost { tonic::Code::Unavailable } else { status.code() };
+        RuntimeError::Containerd { what, code, message: status.message().to_owned() }
+    }
 }
 
 /// `Ok` also when the thing was there already (or was gone already).
@@ -215,6 +220,7 @@ pub struct Runtime {
     pub(crate) client: Client,
     pub(crate) snapshotter: String,
     archives: archive::Archives,
+    unpacking: tokio::sync::Mutex<()>,
     namespace: MetadataValue<Ascii>,
 }
 
@@ -233,7 +239,14 @@ impl Runtime {
         };
         let client = Client::from_path(&config.socket).await.map_err(|e| unreachable(root_cause(&e)))?;
         let snapshotter = pick_snapshotter(&client, &config.snapshotter).await?;
-        Ok(Self { config, client, snapshotter, namespace, archives: archive::Archives::default() })
+        Ok(Self {
+            config,
+            client,
+            snapshotter,
+            namespace,
+            archives: archive::Archives::default(),
+            unpacking: tokio::sync::Mutex::new(()),
+        })
     }
 
     /// The configuration it was made with.

@@ -157,8 +157,10 @@ impl Runtime {
         }
         let net = dir.join("net");
         if net.exists() {
-            // Also when the namespace is gone: DEL frees the address.
-            self.plugin("bridge", "DEL", pod_uid, &net, INTERFACE, &self.bridge_config()).await?;
+            // Also when the namespace is gone: DEL frees the address. After a reboot the file is a plain one, which the
+            // plug-in refuses; CNI has an empty name for a namespace that is no more.
+            let held = if is_pinned(&net) { net.as_path() } else { Path::new("") };
+            self.plugin("bridge", "DEL", pod_uid, held, INTERFACE, &self.bridge_config()).await?;
         }
         for name in ["net", "uts", "ipc"] {
             let path = dir.join(name);

@@ -1,7 +1,7 @@
 //! Who a container runs as: the pod's securityContext over the image's `User`. Names are looked up in the image's own
 //! /etc/passwd and /etc/group, for which its root file system is mounted for a moment.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use containerd_client::types::Mount;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -14,56 +14,58 @@ use super::spec::User;
 /// The largest passwd or group file that is read.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
 
-/// User, group and supplementary groups of a container.
-pub(crate) async fn resolve_user(
+/// Stands in until the image has been asked.
+pub(super) const UNKNOWN: User = User { uid: 65534, gid: 65534, additional_gids: Vec::new() };
+
+/// Who it runs as, when that can be said without looking into the image.
+pub(super) fn known(pod: &Pod, container: &Container, image_user: &str) -> Option<User> {
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let own = container.security_context.as_ref().and_then(|c| c.run_as_user);
+    let user = match own.or(of_pod.and_then(|c| c.run_as_user)) {
+        Some(uid) => User { uid: u32::try_from(uid).ok()?, ..User::default() },
+        None => {
+            let (name, group) = image_user.split_once(':').unwrap_or((image_user, ""));
+            User { uid: number(name)?, gid: number(group)?, additional_gids: Vec::new() }
+        }
+    };
+    Some(with_groups(user, pod, container))
+}
+
+fn number(text: &str) -> Option<u32> {
+    if text.is_empty() || text == "root" { Some(0) } else { text.parse().ok() }
+}
+
+fn with_groups(mut user: User, pod: &Pod, container: &Container) -> User {
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let own = container.security_context.as_ref().and_then(|c| c.run_as_group);
+    let id = |n: i64| u32::try_from(n).ok();
+    if let Some(gid) = own.or(of_pod.and_then(|c| c.run_as_group)).and_then(id) {
+        user.gid = gid;
+    }
+    let more = of_pod.and_then(|c| c.supplemental_groups.clone()).unwrap_or_default();
+    user.additional_gids.extend(more.into_iter().chain(of_pod.and_then(|c| c.fs_group)).filter_map(id));
+    user
+}
+
+/// Who it runs as by the image's own files; its root file system is mounted at `at` for that.
+pub(super) async fn look_up(
     pod: &Pod,
     container: &Container,
     image_user: &str,
     rootfs: &[Mount],
-    data_dir: &Path,
+    at: PathBuf,
 ) -> Result<User, RuntimeError> {
-    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-    let of_container = container.security_context.as_ref();
-    let id = |value: Option<i64>| value.and_then(|n| u32::try_from(n).ok());
-    let uid = id(of_container.and_then(|c| c.run_as_user).or(of_pod.and_then(|c| c.run_as_user)));
-    let gid = id(of_container.and_then(|c| c.run_as_group).or(of_pod.and_then(|c| c.run_as_group)));
-    let mut user = match uid {
-        Some(uid) => User { uid, ..User::default() },
-        None => {
-            let (name, group) = image_user.split_once(':').unwrap_or((image_user, ""));
-            match (number(name, "root"), number(group, "root")) {
-                (Some(uid), Some(gid)) => User { uid, gid, ..User::default() },
-                _ => look_up(image_user, rootfs, data_dir).await?,
-            }
-        }
-    };
-    if let Some(gid) = gid {
-        user.gid = gid;
-    }
-    let groups = of_pod.and_then(|c| c.supplemental_groups.clone()).unwrap_or_default();
-    user.additional_gids.extend(
-        groups.into_iter().chain(of_pod.and_then(|c| c.fs_group)).filter_map(|n| u32::try_from(n).ok()),
-    );
-    Ok(user)
-}
-
-fn number(text: &str, zero: &str) -> Option<u32> {
-    if text.is_empty() || text == zero { Some(0) } else { text.parse().ok() }
-}
-
-async fn look_up(image_user: &str, rootfs: &[Mount], data_dir: &Path) -> Result<User, RuntimeError> {
-    let wanted = image_user.to_owned();
-    let mounts = rootfs.to_vec();
-    let at = data_dir.join("import").join(format!("root-{}", std::process::id()));
+    let (wanted, mounts) = (image_user.to_owned(), rootfs.to_vec());
     let found = blocking(move || {
         let (passwd, group) = read_files(&mounts, &at)?;
         Ok(parse(&wanted, &passwd, &group))
     })
     .await
     .map_err(RuntimeError::io(format!("look up user {image_user} in the image")))?;
-    found.ok_or_else(|| RuntimeError::Config {
+    let user = found.ok_or_else(|| RuntimeError::Config {
         message: format!("the image's user {image_user} is not in its /etc/passwd: set runAsUser"),
-    })
+    })?;
+    Ok(with_groups(user, pod, container))
 }
 
 fn read_files(mounts: &[Mount], at: &Path) -> std::io::Result<(String, String)> {

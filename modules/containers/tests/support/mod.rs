@@ -32,6 +32,7 @@ pub struct Containerd {
     pub dir: tempfile::TempDir,
     child: Option<Child>,
     bridge: String,
+    namespace: String,
 }
 
 impl Containerd {
@@ -45,7 +46,8 @@ impl Containerd {
             at("c.sock")
         );
         std::fs::write(dir.path().join("config.toml"), config).unwrap();
-        let mut this = Self { dir, child: None, bridge: bridge.to_owned() };
+        let namespace = format!("{bridge}-{}", std::process::id());
+        let mut this = Self { dir, child: None, bridge: bridge.to_owned(), namespace };
         this.restart();
         this
     }
@@ -81,7 +83,7 @@ impl Containerd {
     pub fn config(&self, pod_cidr: &str) -> RuntimeConfig {
         RuntimeConfig {
             socket: self.path().join("c.sock"),
-            namespace: "ewtest".into(),
+            namespace: self.namespace.clone(),
             data_dir: self.path().join("data"),
             bridge: self.bridge.clone(),
             pod_cidr: pod_cidr.into(),
@@ -101,7 +103,7 @@ impl Containerd {
         let out = Command::new("ctr")
             .arg("--address")
             .arg(self.path().join("c.sock"))
-            .args(["--namespace", "ewtest"])
+            .args(["--namespace", &self.namespace])
             .args(args)
             .output()
             .unwrap();
@@ -177,6 +179,8 @@ impl Drop for Containerd {
         for point in self.mounts().into_iter().rev() {
             let _ = nix::mount::umount2(point.as_str(), nix::mount::MntFlags::MNT_DETACH);
         }
+        // runc's state of containers that were killed with their shims.
+        let _ = std::fs::remove_dir_all(Path::new("/run/containerd/runc").join(&self.namespace));
         if Path::new("/sys/class/net").join(&self.bridge).exists() {
             let _ = Command::new("ip").args(["link", "delete", &self.bridge]).status();
         }

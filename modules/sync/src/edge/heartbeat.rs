@@ -1,5 +1,7 @@
 //! The heartbeat: a request through the link, so its answer proves both ways; and what is told of it. Pure.
 
+use std::collections::BTreeSet;
+
 use bus::module::Effect;
 use schemas::Timestamp;
 use schemas::envelope;
@@ -19,6 +21,16 @@ pub(super) struct Link {
     pub(super) down_since: Option<Timestamp>,
     pub(super) hub_boot_id: String,
     pub(super) hub_knows: bool,
+    pub(super) untold: Option<Returned>,
+}
+
+/// A return of the link that is not told yet.
+#[derive(Debug)]
+pub(super) struct Returned {
+    /// How long it was away; `None` at the first contact.
+    away_ms: Option<u64>,
+    /// Lanes that have looked at their streams.
+    looked: BTreeSet<Lane>,
 }
 
 impl Sync {
@@ -61,12 +73,7 @@ impl Sync {
         if !self.link.up {
             self.link.up = true;
             let away = self.link.down_since.take().map(|since| now.since_ms(since));
-            let waiting: u64 = self.lanes.values().map(|of| of.up.waiting()).sum();
-            let text = match away {
-                Some(ms) => format!("link is up after {} s; {waiting} messages wait", ms / 1000),
-                None => format!("link is up; {waiting} messages wait"),
-            };
-            self.tell(Severity::Normal, "LinkUp", text, now, effects);
+            self.link.untold = Some(Returned { away_ms: away, looked: BTreeSet::new() });
             for lane in Lane::ALL {
                 self.lane(lane, now, effects, |up| vec![up.connect()]);
             }
@@ -78,6 +85,26 @@ impl Sync {
             self.contact(now, effects);
         }
         self.announce(now, effects);
+    }
+
+    /// The lane has looked at its stream. When all have, it is known what waited, and the return is told.
+    pub(super) fn looked(&mut self, lane: Lane, now: Timestamp, effects: &mut Effects) {
+        let Some(returned) = &mut self.link.untold else { return };
+        returned.looked.insert(lane);
+        if !Lane::ALL.iter().all(|lane| returned.looked.contains(lane)) {
+            return;
+        }
+        let away_ms = returned.away_ms;
+        self.link.untold = None;
+        let waiting = |lane| self.lanes.get(&lane).map_or(0, |of| of.up.waiting());
+        // State and events stand in one stream: it is counted once.
+        let text = format!(
+            "link is up{}; {} reports and events and {} workload messages waited",
+            away_ms.map(|ms| format!(" after {} s", ms / 1000)).unwrap_or_default(),
+            waiting(Lane::State),
+            waiting(Lane::Workload),
+        );
+        self.tell(Severity::Normal, "LinkUp", text, now, effects);
     }
 
     /// Says what the node is, when the hub does not know it.
@@ -105,6 +132,7 @@ impl Sync {
         let silent = self.link.answered_at.is_none_or(|at| now.since_ms(at) > NODE_GRACE_MS);
         if self.link.up && silent {
             self.link.up = false;
+            self.link.untold = None;
             self.link.down_since = self.link.answered_at;
             self.link.hub_knows = false;
             self.down.disconnect();

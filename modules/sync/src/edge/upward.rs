@@ -80,6 +80,7 @@ impl Sync {
             Done::Pulled { round, outcome, took_ms } => self.pulled(round, outcome, took_ms, now, effects),
             Done::Found { lane, outcome: Ok((cursor, state)), .. } => {
                 self.lane(lane, now, effects, |up| up.found(cursor, &state));
+                self.looked(lane, now, effects);
             }
             Done::Have { lane, outcome: Ok(messages), .. } => {
                 self.lane(lane, now, effects, |up| up.have(messages));

@@ -4,18 +4,16 @@
 //! `UPDATE_DOCS=1 cargo test -p tests --test docs` writes `docs/flows.md` anew.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // a test fails by panicking
 
-mod support {
-    pub mod flows;
-    pub mod text;
-}
+mod flows;
+mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use support::text::{Snippet, codes, files, headings, links, snippets, without_comments, without_tests};
 use tests::cluster::programs::{ours, root};
+use text::{Snippet, codes, files, headings, links, snippets, without_comments, without_tests};
 
 fn expect_none(complaints: &[String]) {
     assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
@@ -46,7 +44,7 @@ fn sources() -> Vec<(String, String)> {
 #[test]
 fn flows_are_what_the_modules_declare() {
     let path = root().join("docs/flows.md");
-    let want = support::flows::document();
+    let want = flows::document();
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&path, &want).unwrap();
     }
@@ -65,7 +63,11 @@ fn flows_are_what_the_modules_declare() {
 fn every_error_code_is_listed_with_cause_and_cure() {
     let mut used: BTreeMap<String, String> = BTreeMap::new();
     for (path, text) in sources() {
-        let text = if path.ends_with(".rs") { without_comments(&without_tests(&text), "//") } else { without_comments(&text, "#") };
+        let text = if path.ends_with(".rs") {
+            without_comments(&without_tests(&text), "//")
+        } else {
+            without_comments(&text, "#")
+        };
         for code in codes(&text) {
             used.entry(code).or_insert_with(|| path.clone());
         }
@@ -115,7 +117,7 @@ fn links_lead_somewhere() {
                 path.clone()
             } else {
                 let joined = Path::new(path).parent().unwrap().join(file);
-                support::text::normal(&joined)
+                text::normal(&joined)
             };
             if !root().join(&target).exists() {
                 complaints.push(format!("{path}: {link} leads nowhere"));
@@ -164,7 +166,8 @@ fn make_targets_exist() {
     for (path, text) in documents() {
         for Snippet { text, .. } in snippets(&text) {
             let Some(words) = text.trim_start_matches("$ ").strip_prefix("make ") else { continue };
-            let words = words.split_whitespace().take_while(|word| !word.starts_with(['#', '&', '|', '(', ';']));
+            let words =
+                words.split_whitespace().take_while(|word| !word.starts_with(['#', '&', '|', '(', ';']));
             for target in words.filter(|word| !word.contains('=') && !word.starts_with('-')) {
                 seen += 1;
                 if !targets.contains(target) {
@@ -184,7 +187,8 @@ struct Helps {
 
 impl Helps {
     fn of(&mut self, program: &str, command: &[&str]) -> Option<&str> {
-        let key: Vec<String> = std::iter::once(program).chain(command.iter().copied()).map(str::to_owned).collect();
+        let key: Vec<String> =
+            std::iter::once(program).chain(command.iter().copied()).map(str::to_owned).collect();
         let told = self.told.entry(key).or_insert_with(|| {
             let path = ours(program);
             let out = Command::new(&path).args(command).arg("--help").env("EDGEWIRE_LOG", "off").output();
@@ -219,7 +223,8 @@ fn commands_and_flags_are_known_to_the_programs() {
                 }
                 let rest: Vec<&str> =
                     rest.iter().copied().take_while(|word| !word.starts_with(['#', '&', '>'])).collect();
-                let command: Vec<&str> = rest.iter().copied().take_while(|word| is_command(word)).take(2).collect();
+                let command: Vec<&str> =
+                    rest.iter().copied().take_while(|word| is_command(word)).take(2).collect();
                 let nested = command.first().is_some_and(|first| *first == "token" && program == "edgewire");
                 let command = &command[..command.len().min(if nested { 2 } else { 1 })];
                 let Some(help) = helps.of(program, command) else {
@@ -273,11 +278,11 @@ fn every_setting_is_documented() {
 fn variables_are_read_by_something() {
     let mut known = BTreeSet::new();
     for (_, text) in sources().into_iter().chain(files(&root(), &|path| path.ends_with("Makefile"))) {
-        known.extend(support::text::variables(&text));
+        known.extend(text::variables(&text));
     }
     let mut complaints = Vec::new();
     for (path, text) in documents() {
-        for name in support::text::variables(&text).into_iter().filter(|name| !known.contains(name)) {
+        for name in text::variables(&text).into_iter().filter(|name| !known.contains(name)) {
             complaints.push(format!("{path}: nothing reads {name}"));
         }
     }

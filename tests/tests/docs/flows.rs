@@ -76,7 +76,11 @@ fn module(out: &mut String, name: &str, crate_dir: &str, flows: &[Flow]) {
                 _ => String::new(),
             };
             let payload = flow.payload.replace("schemas::", "");
-            format!("| {account} | {} | `{subject}` | {}{reader} | {payload} |\n", flow.direction(), flow.class())
+            format!(
+                "| {account} | {} | `{subject}` | {}{reader} | {payload} |\n",
+                flow.direction(),
+                flow.class()
+            )
         })
         .collect();
     rows.sort();
