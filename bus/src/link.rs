@@ -75,92 +75,89 @@ pub struct Pulled {
     pub ack: String,
 }
 
-/// Asks the node's consumer for at most `max_bytes` (at least one message), waiting `wait` for the first.
-/// An empty answer says that there was nothing. The time is that from the first to the last entry; 0 for fewer than two.
+/// Takes from the node's consumer what is there, at most `max_bytes` (but one entry, however large); if nothing is, waits
+/// `wait` for one. Any answer may take `patience`: a large entry on a slow link does. An empty answer says that there was nothing. The time is that from the first to the last entry; 0 for
+/// fewer than two.
+///
+/// Two kinds of request, and no third: one that takes what is there and is over at once, and one that waits for a single
+/// entry and is over with it. A request for many that was left open takes entries into an inbox that nobody reads any more,
+/// and they come again only after the acknowledgement's deadline (measured).
 pub async fn pull(
     bus: &Bus,
     node: &NodeName,
     max_bytes: usize,
     wait: Duration,
+    patience: Duration,
+) -> Result<(Vec<Pulled>, Duration), LinkError> {
+    let there = json!({"batch": BATCH_MESSAGES_MAX, "max_bytes": max_bytes, "no_wait": true});
+    let took = request(bus, node, &there, BATCH_MESSAGES_MAX, patience).await?;
+    if !took.0.is_empty() {
+        return Ok(took);
+    }
+    let one = json!({"batch": 1, "expires": u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)});
+    request(bus, node, &one, 1, wait + patience).await
+}
+
+/// One request to the node's consumer, until it is over: `most` entries came, or the server said so.
+async fn request(
+    bus: &Bus,
+    node: &NodeName,
+    body: &serde_json::Value,
+    most: usize,
+    silence: Duration,
 ) -> Result<(Vec<Pulled>, Duration), LinkError> {
     let stream = subject::bucket_stream(subject::BUCKET_DESIRED);
     let inbox = bus.client.new_inbox();
     let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(lost)?;
-    let body = json!({
-        "batch": BATCH_MESSAGES_MAX,
-        "max_bytes": max_bytes,
-        "expires": u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX),
-    });
-    let to = format!(
-        "$JS.{}.API.CONSUMER.MSG.NEXT.{stream}.{}",
-        subject::DOMAIN_HUB,
-        subject::desired_consumer(node)
-    );
+    let consumer = subject::desired_consumer(node);
+    let to = format!("$JS.{}.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", subject::DOMAIN_HUB);
     bus.client.publish_with_reply(to, inbox, body.to_string().into()).await.map_err(lost)?;
-    let mut pulled = Vec::new();
-    let mut first: Option<tokio::time::Instant> = None;
-    // A lone entry says nothing of the throughput.
-    let took = |first: Option<tokio::time::Instant>, count: usize| match first {
-        Some(first) if count > 1 => first.elapsed(),
-        _ => Duration::ZERO,
-    };
-    let mut deadline = tokio::time::Instant::now() + wait + Duration::from_secs(5);
-    loop {
-        let Ok(next) = tokio::time::timeout_at(deadline, answers.next()).await else {
+    let mut pulled: Vec<Pulled> = Vec::new();
+    let mut first = None;
+    while pulled.len() < most {
+        let message = match tokio::time::timeout(silence, answers.next()).await {
+            Ok(Some(message)) => message,
             // The request or its end was lost: what came is good.
-            return if pulled.is_empty() {
-                Err(lost("pull timed out"))
-            } else {
-                let took = took(first, pulled.len());
-                Ok((pulled, took))
-            };
+            Err(_) if !pulled.is_empty() => break,
+            Err(_) => return Err(lost("pull timed out")),
+            Ok(None) => return Err(lost("the inbox ended")),
         };
-        let Some(message) = next else { return Err(lost("the inbox ended")) };
-        match message.status {
-            Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT) => {
-                let took = took(first, pulled.len());
-                return Ok((pulled, took));
-            }
-            Some(StatusCode::IDLE_HEARTBEAT) => {}
-            // 409: the bytes are used up, or the consumer was deleted.
-            Some(status) if status.as_u16() == 409 => {
+        match message.status.map(|status| status.as_u16()) {
+            // Over: nothing there, the wait is over, or the next entry does not fit into the bytes.
+            Some(404 | 408) => break,
+            Some(503) => return Err(lost("the hub's JetStream does not answer")),
+            Some(409) => {
                 let cause = message.description.unwrap_or_default();
-                let full = cause.contains("MaxBytes") || cause.contains("Batch");
-                return if full || !pulled.is_empty() {
-                    let took = took(first, pulled.len());
-                    Ok((pulled, took))
-                } else {
-                    Err(LinkError::Refused { code: 409, cause })
-                };
-            }
-            Some(StatusCode::NO_RESPONDERS) => return Err(lost("the hub's JetStream does not answer")),
-            _ => {
-                let prefix = format!("$KV.{}.", subject::BUCKET_DESIRED);
-                let (Some(key), Some(ack)) = (message.subject.strip_prefix(&prefix), &message.reply) else {
-                    continue;
-                };
-                // $JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>…
-                let tokens: Vec<&str> = ack.split('.').collect();
-                let at = if tokens.len() > 9 { 7 } else { 5 };
-                let pending_at = at + 3;
-                let number = |at: usize| tokens.get(at).and_then(|t| t.parse::<u64>().ok());
-                let Some(revision) = number(at) else { continue };
-                first = first.or(Some(tokio::time::Instant::now()));
-                pulled.push(Pulled {
-                    key: key.to_owned(),
-                    revision,
-                    payload: message.payload.to_vec(),
-                    ack: ack.to_string(),
-                });
-                // Nothing more is waiting: do not sit out the rest of the wait.
-                if number(pending_at) == Some(0) || pulled.len() >= BATCH_MESSAGES_MAX {
-                    let took = took(first, pulled.len());
-                    return Ok((pulled, took));
+                if pulled.is_empty() && !cause.contains("MaxBytes") {
+                    return Err(LinkError::Refused { code: 409, cause });
                 }
-                deadline = tokio::time::Instant::now() + wait + Duration::from_secs(5);
+                break;
             }
+            Some(100) => continue,
+            _ => {}
+        }
+        let Some((entry, pending)) = pulled_of(message) else { continue };
+        first.get_or_insert_with(tokio::time::Instant::now);
+        pulled.push(entry);
+        if pending == 0 {
+            break;
         }
     }
+    // A lone entry says nothing of the throughput.
+    let took = first.filter(|_| pulled.len() > 1).map_or(Duration::ZERO, |first| first.elapsed());
+    Ok((pulled, took))
+}
+
+/// The entry, and how many wait behind it. The acknowledgement's subject says both (NATS' two forms of it):
+/// `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>[.<token>]`.
+fn pulled_of(message: async_nats::Message) -> Option<(Pulled, u64)> {
+    let key = message.subject.strip_prefix(&format!("$KV.{}.", subject::BUCKET_DESIRED))?.to_owned();
+    let ack = message.reply?.to_string();
+    let tokens: Vec<&str> = ack.split('.').collect();
+    let at = if tokens.len() > 9 { 7 } else { 5 };
+    let number = |at: usize| tokens.get(at).and_then(|token| token.parse::<u64>().ok());
+    let (revision, pending) = (number(at)?, number(at + 3)?);
+    Some((Pulled { key, revision, payload: message.payload.to_vec(), ack }, pending))
 }
 
 /// Acknowledges what was pulled. Not confirmed: what is lost comes again.
@@ -237,6 +234,10 @@ pub struct StreamState {
     pub last_sequence: u64,
     /// Messages in it.
     pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Its bound.
+    pub bytes_max: u64,
 }
 
 /// State of one of the node's own streams.
@@ -248,6 +249,8 @@ pub async fn state(bus: &Bus, stream: &str) -> Result<StreamState, LinkError> {
         first_sequence: info.state.first_sequence,
         last_sequence: info.state.last_sequence,
         messages: info.state.messages,
+        bytes: info.state.bytes,
+        bytes_max: u64::try_from(info.config.max_bytes).unwrap_or(u64::MAX),
     })
 }
 
@@ -386,7 +389,8 @@ pub async fn ensure_consumer(bus: &Bus, node: &NodeName) -> Result<(), LinkError
             filter_subject: subject::kv(subject::BUCKET_DESIRED, &subject::desired_filter(node)),
             deliver_policy: DeliverPolicy::LastPerSubject,
             ack_policy: AckPolicy::Explicit,
-            ack_wait: Duration::from_secs(30),
+            // Long enough for one large entry on a slow link; what is lost before comes by the node's list.
+            ack_wait: Duration::from_secs(120),
             max_ack_pending: 1_000,
             num_replicas: 1,
             ..pull::Config::default()

@@ -52,7 +52,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     sync::hub::begin_epoch(&control, boot_id.clone(), schemas::object::new_uid())
         .await
         .context("the epoch of the hub's store cannot begin")?;
-    let mut host = Host::new(connector, Durable::temporary()?, stop.clone());
+    let (durable, broken) = Durable::open(&config.data_dir.join("state"))?;
+    if let Some(broken) = broken {
+        tracing::error!(broken, "the hub's store was replaced; it holds nothing that is not rebuilt");
+    }
+    let mut host = Host::new(connector, durable, stop.clone());
     modules(&mut host, &config, &keys, &tls, &boot_id)?;
     let token = access::token(&config.data_dir)?;
     access::write_kubeconfig(&config, &tls, &token, config.api_listen.port())?;

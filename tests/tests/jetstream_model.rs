@@ -296,7 +296,7 @@ impl Both {
         if !self.made_consumer {
             self.make_consumer().await;
         }
-        let (real, _) = link::pull(&self.bus, &self.node, 1 << 20, PULL_WAIT).await.unwrap();
+        let (real, _) = link::pull(&self.bus, &self.node, 1 << 20, PULL_WAIT, PULL_WAIT).await.unwrap();
         let name = subject::desired_consumer(&self.node);
         let pulled = self.desired.pull(&name, link::BATCH_MESSAGES_MAX, 1 << 20, 0);
         let model: Vec<_> = pulled

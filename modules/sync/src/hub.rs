@@ -19,6 +19,11 @@ const ENSURE_INTERVAL_MS: u64 = 15_000;
 /// UP is trimmed so often.
 const TRIM_INTERVAL_MS: u64 = 5_000;
 
+/// FROM lets its oldest go when it is so full.
+const FROM_FULL_PERCENT: u64 = 90;
+/// So much of it then goes.
+const FROM_SHED_PERCENT: u64 = 10;
+
 /// All that the module reads and writes.
 pub fn flows() -> Vec<Flow> {
     vec![
@@ -29,6 +34,7 @@ pub fn flows() -> Vec<Flow> {
         ),
         Flow::manage("KV_desired", "consumers of nodes"),
         Flow::manage(subject::STREAM_UP, "trim"),
+        Flow::manage(subject::STREAM_FROM, "trim").in_work(),
     ]
 }
 
@@ -95,13 +101,30 @@ impl Rim<Links> for LinksRim {
     async fn act(&self, bus: &Handles, act: Act) -> Option<()> {
         let done = match &act {
             Act::Ensure(node) => link::ensure_consumer(&bus.control, node).await,
-            Act::Trim => self.trim(&bus.control).await,
+            Act::Trim => match self.trim(&bus.control).await {
+                Ok(()) => shed(bus).await,
+                error => error,
+            },
         };
         if let Err(error) = done {
             tracing::debug!(?act, %error, "done again at the next turn");
         }
         None
     }
+}
+
+/// FROM is the hub's copy of workloads' messages: nobody tells it when they were read. It is kept to its bound by letting
+/// the oldest go, said aloud; otherwise a full stream would stop every node's uplink.
+async fn shed(bus: &Handles) -> Result<(), link::LinkError> {
+    let Some(work) = &bus.work else { return Ok(()) };
+    let state = link::state(work, subject::STREAM_FROM).await?;
+    if state.bytes < state.bytes_max / 100 * FROM_FULL_PERCENT {
+        return Ok(());
+    }
+    let oldest = state.first_sequence + (state.last_sequence - state.first_sequence) * FROM_SHED_PERCENT / 100;
+    tracing::warn!(up_to_sequence = oldest, "stream FROM is nearly full: the oldest workload messages go");
+    // Cursors stand outside the filter: they stay.
+    link::trim(work, subject::STREAM_FROM, "from.>", oldest).await
 }
 
 impl LinksRim {

@@ -1,5 +1,6 @@
 //! Does what the edge's end wants done across the link and on the node's own streams.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::connection::{Bus, Handles};
@@ -14,6 +15,9 @@ use crate::facts::{self, NodeConfig};
 
 /// A pull waits so long for the first entry.
 const PULL_WAIT: Duration = Duration::from_secs(10);
+/// An answer to a pull is waited for so long; doubled after each that did not come, up to the second.
+const PATIENCE_MIN_S: u64 = 10;
+const PATIENCE_MAX_S: u64 = 300;
 /// A read of the node's stream waits so long for something to come.
 const READ_WAIT: Duration = Duration::from_secs(5);
 /// What wakes a read may be seen before the server has stored it: look again after so long.
@@ -26,12 +30,13 @@ pub struct EdgeRim {
     node: NodeName,
     boot_id: String,
     config: NodeConfig,
+    pull_patience_s: AtomicU64,
 }
 
 impl EdgeRim {
     /// The rim of `node`.
     pub fn new(node: NodeName, boot_id: String, config: NodeConfig) -> Self {
-        Self { node, boot_id, config }
+        Self { node, boot_id, config, pull_patience_s: AtomicU64::new(PATIENCE_MIN_S) }
     }
 }
 
@@ -76,7 +81,11 @@ impl Rim<Sync> for EdgeRim {
     async fn act(&self, bus: &Handles, act: Act) -> Option<Done> {
         match act {
             Act::Pull { round, max_bytes } => {
-                let outcome = link::pull(&bus.control, &self.node, max_bytes, PULL_WAIT).await;
+                let patience = Duration::from_secs(self.pull_patience_s.load(Ordering::Relaxed));
+                let outcome = link::pull(&bus.control, &self.node, max_bytes, PULL_WAIT, patience).await;
+                // An entry that takes longer than we wait would never arrive.
+                let next = if outcome.is_ok() { PATIENCE_MIN_S } else { patience.as_secs() * 2 };
+                self.pull_patience_s.store(next.min(PATIENCE_MAX_S), Ordering::Relaxed);
                 let (outcome, took_ms) = match outcome {
                     Ok((pulled, took)) => (Ok(pulled), u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
                     Err(error) => (Err(error), 0),

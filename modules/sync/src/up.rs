@@ -276,6 +276,8 @@ mod tests {
             first_sequence: first,
             last_sequence: last,
             messages: last + 1 - first,
+            bytes: 0,
+            bytes_max: u64::MAX,
         }
     }
 
