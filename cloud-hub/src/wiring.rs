@@ -1,5 +1,7 @@
 //! Which modules run at the hub, and what each is given.
 
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +13,7 @@ use bus::identity::{HubKeys, Tls};
 use bus::module::{Account, NoRim};
 use bus::provision::{self, Place};
 use bus::runner::Spec;
-use bus::server::{HubConfig, HubServer};
+use bus::server::{HubConfig, HubServer, ServerError};
 use identity::{Addresses, IdentityRim};
 use schemas::subject;
 use sync::hub::{Links, LinksRim};
@@ -27,10 +29,20 @@ const STORE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
 /// The modules' clock.
 const TICK: Duration = Duration::from_millis(500);
 
+/// A taken port of the API is told before anything is started, to whoever just typed the command. Later the module `api`
+/// tries again by itself.
+fn check_free(address: SocketAddr) -> Result<(), ServerError> {
+    TcpListener::bind(address).map(drop).map_err(|source| match source.kind() {
+        ErrorKind::AddrInUse => ServerError::PortInUse { address },
+        _ => ServerError::Address { address, source },
+    })
+}
+
 /// Runs the hub until `stop`.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("EW-DATA-DIR: cannot make {}", config.data_dir.display()))?;
+    check_free(config.api_listen)?;
     let keys = Arc::new(HubKeys::load_or_create(&config.data_dir.join("keys"))?);
     let tls = Tls::load_or_create(&config.data_dir.join("tls"), &config.advertise)?;
     let server = HubServer::start(

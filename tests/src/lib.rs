@@ -1,5 +1,6 @@
 //! tests.
 
 pub mod cluster;
+pub mod demo;
 pub mod sim;
 pub mod tidy;

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bus::connection::{Bus, Connector};
-use bus::link::{self, LinkError, Pulled, Raise};
+use bus::link::{self, LinkError, Raise};
 use bus::module::{Account, Entry, Expect, WriteError};
 use bus::provision::{Place, provision};
 use bus::store::Store;
@@ -26,6 +26,8 @@ const PROGRAMS: u64 = 25;
 const STEPS: u64 = 80;
 /// How long a pull waits for what is not there.
 const PULL_WAIT: Duration = Duration::from_millis(40);
+/// How long anything may take.
+const SOON: Duration = Duration::from_secs(10);
 /// Bound of the small stream.
 const SMALL_MAX_BYTES: u64 = 2_000;
 
@@ -95,7 +97,8 @@ struct Both {
     up: Stream,
     small: Stream,
     step: u64,
-    unacked: Vec<Pulled>,
+    /// What was pulled and not settled: revision and where to acknowledge it.
+    unacked: Vec<(u64, String)>,
     made_consumer: bool,
 }
 
@@ -178,6 +181,7 @@ impl Both {
         }
         let new = New { subject, headers, payload: Bytes::from(value) };
         let model = conflict(self.desired.publish(new, expect, 0));
+        println!("DBG write {key} {model:?} {removed}");
         assert_eq!(real, model, "write of {key}, removed {removed}, {expect:?}");
     }
 
@@ -296,7 +300,7 @@ impl Both {
         if !self.made_consumer {
             self.make_consumer().await;
         }
-        let (real, _) = link::pull(&self.bus, &self.node, 1 << 20, PULL_WAIT, PULL_WAIT).await.unwrap();
+        let (real, _) = link::pull(&self.bus, &self.node, 1 << 20, PULL_WAIT, SOON).await.unwrap();
         let name = subject::desired_consumer(&self.node);
         let pulled = self.desired.pull(&name, link::BATCH_MESSAGES_MAX, 1 << 20, 0);
         let model: Vec<_> = pulled
@@ -308,28 +312,30 @@ impl Both {
             .iter()
             .map(|p| (p.revision, subject::kv(BUCKET_DESIRED, &p.key), p.payload.len()))
             .collect();
+        println!("DBG pull {seen:?} model {model:?} attempts {pulled:?}");
         assert_eq!(seen, model, "pull");
-        self.unacked.extend(real);
+        self.unacked.extend(real.into_iter().map(|pulled| (pulled.revision, pulled.ack)));
     }
 
     /// Acknowledges some of what was pulled, and gives some of it back.
     async fn settle(&mut self) {
         let name = subject::desired_consumer(&self.node);
-        for pulled in std::mem::take(&mut self.unacked) {
+        for (revision, ack) in std::mem::take(&mut self.unacked) {
             let word = match self.random.below(3) {
                 0 => "+ACK",
                 1 => "-NAK",
                 _ => {
-                    self.unacked.push(pulled);
+                    self.unacked.push((revision, ack));
                     continue;
                 }
             };
+            println!("DBG {word} {revision}");
             // Confirmed, so that what is asked next comes after it.
-            self.bus.client().request(pulled.ack.clone(), word.into()).await.unwrap();
+            self.bus.client().request(ack, word.into()).await.unwrap();
             if word == "+ACK" {
-                self.desired.ack(&name, pulled.revision);
+                self.desired.ack(&name, revision);
             } else {
-                self.desired.nak(&name, pulled.revision, 0, 0);
+                self.desired.nak(&name, revision, 0, 0);
             }
         }
     }
@@ -402,5 +408,39 @@ async fn the_model_answers_as_the_server_does() {
         for _ in 0..STEPS {
             both.step().await;
         }
+    }
+}
+
+/// Two entries are written close together while a node waits for the first: neither may wait for the consumer's ack_wait,
+/// and one that is larger than a step comes too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_leaves_nothing_behind() {
+    let server = Server::start();
+    let (edge, hub) = (server.connect().await, server.connect().await);
+    provision(&hub, Place::Hub).await.unwrap();
+    let node = NodeName::new("n1").unwrap();
+    link::ensure_consumer(&hub, &node).await.unwrap();
+    for round in 0..40u64 {
+        let store = Store::new(&hub, BUCKET_DESIRED);
+        let keys = [format!("n1.pods.d.a{round}.u"), format!("n1.pods.d.b{round}.u")];
+        let mut missing = keys.to_vec();
+        let writer = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(5)).await; // the node waits by now, or soon
+            let size = if round % 7 == 0 { 40_000 } else { 100 };
+            for key in keys {
+                store.put(&key, vec![1; size], Expect::Any).await.unwrap();
+                tokio::time::sleep(Duration::from_micros(50 * (round % 20))).await;
+            }
+        });
+        let all = async {
+            while !missing.is_empty() {
+                let (pulled, _) = link::pull(&edge, &node, 16 * 1024, SOON, SOON).await.unwrap();
+                missing.retain(|key| pulled.iter().all(|entry| entry.key != *key));
+                let acks: Vec<String> = pulled.into_iter().map(|entry| entry.ack).collect();
+                link::acknowledge(&edge, &acks).await.unwrap();
+            }
+        };
+        tokio::time::timeout(SOON, all).await.unwrap_or_else(|_| panic!("round {round}: {SOON:?} were not enough"));
+        writer.await.unwrap();
     }
 }

@@ -326,6 +326,32 @@ async fn a_pod_from_the_local_bucket_to_containerd_and_back() {
     assert_eq!((out.len(), out == much, code), (much.len(), true, Some(0)));
     assert_eq!(node.logs("none", false).await.unwrap_err().code, "EW-POD-NOT-FOUND");
 
+    // A followed log goes on with what is written later.
+    let follow = OpenLogs {
+        session: new_session(),
+        namespace: "demo".into(),
+        pod: "sensor".into(),
+        container: "main".into(),
+        follow: true,
+        tail_lines: Some(0),
+        since_seconds: None,
+        timestamps: false,
+        previous: false,
+        limit_bytes: None,
+    };
+    let mut following = node.stream("logs", &follow.session, &follow).await.unwrap();
+    node.exec("sensor", "echo said later > /proc/1/fd/1", "").await;
+    let later = async {
+        loop {
+            if let Some(Frame::Data { bytes, .. }) = following.next().await.unwrap() {
+                return bytes;
+            }
+        }
+    };
+    let later = tokio::time::timeout(Duration::from_secs(5), later).await.expect("the log goes on");
+    assert_eq!(later, "said later\n");
+    following.end(None, None).await.unwrap();
+
     // A ConfigMap edit reaches the file.
     let begun = Instant::now();
     node.put("configmaps", "cm", "c1", config_map("two")).await;

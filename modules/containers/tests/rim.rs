@@ -291,6 +291,22 @@ async fn a_pod_lives_survives_and_leaves_nothing() {
     let runtime = containerd.connect("10.211.7.0/24").await;
     assert_eq!(runtime.reap(&brief_id).await.unwrap().unwrap().code, 9);
 
+    // A reboot takes the pinned namespaces and leaves their files: made anew, the old address given back.
+    let pins = containerd.path().join("data/sandboxes/brief");
+    for name in ["net", "uts", "ipc"] {
+        nix::mount::umount2(&pins.join(name), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+    let (again_id, _) = run(&runtime, &brief, &referenced, 1).await;
+    assert_eq!(ended(&runtime, &again_id).await.code, 9);
+
+    // A container with a terminal is logged too.
+    let script = "test -t 1 && echo terminal; echo $TERM";
+    let tty = json!({"name": "main", "image": IMAGE, "tty": true, "command": ["sh", "-c", script]});
+    let tty = pod("tty", tty, json!({"restartPolicy": "Never"}));
+    let (tty_id, _) = run(&runtime, &tty, &referenced, 0).await;
+    assert_eq!(ended(&runtime, &tty_id).await.code, 0);
+    assert_eq!(log(&runtime, &tty_id, LogOptions::default()).await, "terminal\r\nxterm\r\n");
+
     // Cleanup leaves nothing.
     for container in runtime.containers().await.unwrap() {
         runtime.remove_container(&container.id).await.unwrap();

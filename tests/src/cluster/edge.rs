@@ -59,6 +59,11 @@ impl Edge {
         &self.name
     }
 
+    /// Its address on the link.
+    pub fn address(&self) -> String {
+        self.site.edge_address(self.n).to_string()
+    }
+
     /// Its data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.site.member_dir(&self.name)

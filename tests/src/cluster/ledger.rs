@@ -36,8 +36,8 @@ pub struct Ledger {
     pub dir: PathBuf,
     /// The directory that claims the id.
     pub claim: PathBuf,
-    /// Its kubeconfig.
-    pub kubeconfig: PathBuf,
+    /// A demo's directory; a test has none.
+    pub home: Option<PathBuf>,
     /// The bridge; its nodes' links are `<bridge>-<n>`.
     pub bridge: String,
     /// The nft table.
@@ -54,12 +54,12 @@ impl Ledger {
             name: site.name.clone(),
             dir: site.dir.clone(),
             claim: site.claim.clone(),
-            kubeconfig: site.kubeconfig.clone(),
+            home: site.home.clone(),
             bridge: site.bridge(),
             table: site.table(),
         };
         let text = serde_json::to_vec_pretty(&ledger)?;
-        for dir in BTreeSet::from([&site.dir, &site.claim]) {
+        for dir in ledger.dirs() {
             let path = dir.join("ledger");
             let mut file =
                 std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -68,6 +68,11 @@ impl Ledger {
             std::fs::File::open(dir)?.sync_all()?;
         }
         Ok(())
+    }
+
+    /// Every directory of the cluster; each holds the ledger.
+    fn dirs(&self) -> BTreeSet<&PathBuf> {
+        [&self.dir, &self.claim].into_iter().chain(&self.home).collect()
     }
 
     /// Reads it.
@@ -102,8 +107,7 @@ impl Ledger {
         {
             note(command("nft", &["delete", "table", "inet", &self.table]).map(drop));
         }
-        let _ = std::fs::remove_file(&self.kubeconfig); // it may never have been written
-        for dir in [&self.dir, &self.claim] {
+        for dir in self.dirs() {
             if dir.exists() {
                 note(
                     std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display())),
@@ -122,7 +126,7 @@ pub fn sweep_temporary() {
         claims.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("ew-")))
     {
         let Ok(ledger) = Ledger::read(&claim.join("ledger")) else { continue };
-        if ledger.dir == ledger.claim && !ledger.owner_lives() {
+        if ledger.home.is_none() && !ledger.owner_lives() {
             if let Err(error) = ledger.clean() {
                 eprintln!("cannot remove what {} ({}) left: {error:#}", ledger.name, ledger.id);
             }

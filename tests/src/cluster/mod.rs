@@ -43,7 +43,7 @@ use anyhow::Context;
 pub use edge::Edge;
 pub use eventually::eventually;
 pub use hub::Hub;
-pub use judge::{Output, Stored};
+pub use judge::{Output, Running, Stored};
 use site::Site;
 
 /// Of each log, so much is printed when a test fails.
@@ -56,10 +56,8 @@ const READY_SECONDS: u64 = 60;
 /// Where a cluster stands; [`Options::default`] is right for tests.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// Data, logs and the ledger go here [default: `/tmp/ew-<id>`].
-    pub dir: Option<PathBuf>,
-    /// The hub writes its kubeconfig here [default: in `dir`].
-    pub kubeconfig: Option<PathBuf>,
+    /// Ledger, kubeconfig, and unless its path is too long data and logs go here [default: `/tmp/ew-<id>`].
+    pub home: Option<PathBuf>,
 }
 
 /// A hub and its nodes. See the module's example.
@@ -147,7 +145,7 @@ impl Cluster {
         self.passed = true;
         let site = self.site.clone();
         drop(self);
-        anyhow::ensure!(!site.dir.join("ledger").exists(), "the cluster's ledger is still there");
+        anyhow::ensure!(!site.ledger().exists(), "the cluster's ledger is still there");
         Ok(())
     }
 
@@ -160,8 +158,7 @@ impl Cluster {
                 return;
             }
         }
-        let ledger = self.site.dir.join("ledger");
-        if let Err(error) = ledger::Ledger::read(&ledger).and_then(|ledger| ledger.clean()) {
+        if let Err(error) = ledger::Ledger::read(&self.site.ledger()).and_then(|ledger| ledger.clean()) {
             eprintln!("cluster {}: cannot remove everything: {error:#}", self.site.id);
         }
     }

@@ -30,6 +30,8 @@ pub struct Site {
     pub dir: PathBuf,
     /// Directory that claims the id.
     pub claim: PathBuf,
+    /// Where people look for it (a demo's `.demo`), which is `dir` too unless its path is too long.
+    pub home: Option<PathBuf>,
     /// Where the hub writes its kubeconfig.
     pub kubeconfig: PathBuf,
     /// Port of the API, where tools reach the bus, and where nodes connect.
@@ -62,24 +64,19 @@ impl Site {
             if taken || std::fs::create_dir(&claim).is_err() {
                 continue;
             }
-            let dir = match options.dir {
-                Some(dir) => {
-                    std::fs::create_dir_all(&dir)
-                        .with_context(|| format!("cannot make {}", dir.display()))?;
-                    std::fs::canonicalize(&dir)?
+            let home = match options.home {
+                Some(home) => {
+                    std::fs::create_dir_all(&home)
+                        .with_context(|| format!("cannot make {}", home.display()))?;
+                    Some(std::fs::canonicalize(&home)?)
                 }
-                None => claim.clone(),
+                None => None,
             };
-            if dir.as_os_str().len() > DIR_MAX_BYTES {
-                let _ = std::fs::remove_dir(&claim); // empty: just made
-                bail!(
-                    "EW-DEMO-PATH: {} is too long a path for Unix sockets; use a shorter one",
-                    dir.display()
-                );
-            }
-            let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.join("kubeconfig"));
+            let fits = |home: &&PathBuf| home.as_os_str().len() <= DIR_MAX_BYTES;
+            let dir = home.as_ref().filter(fits).unwrap_or(&claim).clone();
+            let kubeconfig = home.as_ref().unwrap_or(&dir).join("kubeconfig");
             let ports = Ports { api: 6443, bus: 4222, leaf: 7422 };
-            let site = Self { id, name: name.to_owned(), dir, claim, kubeconfig, ports, number };
+            let site = Self { id, name: name.to_owned(), dir, claim, home, kubeconfig, ports, number };
             Ledger::begin(&site)?;
             return Ok(site);
         }
@@ -114,6 +111,11 @@ impl Site {
     /// What [`MARK_ENV`] says in the processes of `member` (`hub` or a node's name).
     pub fn mark(&self, member: &str) -> String {
         format!("{}/{member}", self.id)
+    }
+
+    /// Its ledger.
+    pub fn ledger(&self) -> PathBuf {
+        self.home.as_ref().unwrap_or(&self.dir).join("ledger")
     }
 
     /// The data directory of a member.

@@ -273,6 +273,8 @@ fn find_cursor(w: &mut World, edge: usize, incarnation: u64, lane: Lane, round: 
             first_sequence: stream.first_sequence(),
             last_sequence: stream.last_sequence(),
             messages: stream.len(),
+            bytes: 0,
+            bytes_max: u64::MAX,
         };
         let cursor = subject::cursor(&w.edges[edge].name, lane);
         let at_hub = move |w: &mut World, asker: &Asker<Found>| {

@@ -1,0 +1,248 @@
+//! Golden samples: what each serialised type looks like on a wire or a disk, byte for byte. A change that breaks one breaks
+//! nodes that are not updated yet. `UPDATE_GOLDEN=1 cargo test -p schemas --test golden` writes new ones; look at the diff.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::Path;
+
+use schemas::Timestamp;
+use schemas::command::{Frame, OpenExec, OpenLogs, Refusal, Reply};
+use schemas::credential::{
+    Enroll, Enrolled, Issue, Issued, JoinToken, NewToken, NodeRecord, TokenRecord, Withdraw,
+};
+use schemas::desired::{
+    Content, Desired, Epoch, GetPage, GetRequest, Lineage, ListEntry, ListPage, ListRequest, Local, Position,
+};
+use schemas::object::Object;
+use schemas::report::{
+    EventReport, Heartbeat, HeartbeatAck, ModuleReport, ModuleState, NodeReport, PodReport, Severity,
+};
+use schemas::subject::{DesiredKey, Lane};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+fn sample<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.msgpack"));
+    let bytes = schemas::encode(value);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &bytes).unwrap();
+    }
+    let golden = std::fs::read(&path).unwrap_or_else(|_| panic!("{name} has no golden sample"));
+    assert_eq!(bytes, golden, "{name} is written in another form than before");
+    assert_eq!(&schemas::decode::<T>(&golden).unwrap(), value, "{name} is read otherwise than before");
+}
+
+fn key() -> DesiredKey {
+    DesiredKey { plural: "pods".into(), namespace: "demo".into(), name: "a.b".into(), uid: "u-1".into() }
+}
+
+fn desired() -> Desired {
+    let mut pod = Object::new("v1", "Pod", "demo", "a.b");
+    pod.set(&["metadata", "uid"], "u-1");
+    pod.set(&["spec"], json!({"containers": [{"name": "c", "image": "i"}], "vendorField": [1, 2.5, null]}));
+    Desired { generation: "g".into(), epoch: "e".into(), resource_version: 7, content: Content::Object(pod) }
+}
+
+fn position() -> Position {
+    Position { generation: "g".into(), epoch: "e".into(), revision: 9 }
+}
+
+fn lineage() -> Lineage {
+    Lineage { generation: "g".into(), epochs: vec![Epoch { id: "e".into(), start: 1 }] }
+}
+
+#[test]
+fn desired_state_keeps_its_form() {
+    sample("Desired", &desired());
+    sample("DesiredTombstone", &Desired { content: Content::Tombstone, ..desired() });
+    sample("Local", &Local { revision: 9, desired: desired() });
+    sample("Lineage", &lineage());
+    sample(
+        "ListRequest",
+        &ListRequest { position: Some(position()), after: Some(key()), max_bytes: 16_384, at_revision: 9 },
+    );
+    let entries = vec![ListEntry { key: key(), revision: 9 }];
+    sample("ListPage", &Reply::Ok(ListPage { lineage: lineage(), at_revision: 9, entries, more: true }));
+    sample("ListRefused", &Reply::<ListPage>::Err(Refusal::new(409, "EW-LIST-CHANGED", "start over")));
+    sample("GetRequest", &GetRequest { keys: vec![key()], max_bytes: 16_384 });
+    sample("GetPage", &GetPage { entries: vec![(key(), 9, Some(desired())), (key(), 0, None)] });
+}
+
+#[test]
+fn reports_keep_their_form() {
+    let text = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    };
+    sample(
+        "Heartbeat",
+        &Heartbeat {
+            boot_id: "b".into(),
+            sequence: 3,
+            at: Timestamp(1_000),
+            desired: Some(position()),
+            waiting: BTreeMap::from([(Lane::State, 1), (Lane::Events, 0), (Lane::Workload, 5)]),
+        },
+    );
+    let ack = HeartbeatAck { sequence: 3, at: Timestamp(1_001), known: true, hub_boot_id: "h".into() };
+    sample("HeartbeatAck", &ack);
+    sample(
+        "NodeReport",
+        &NodeReport {
+            node: "n".into(),
+            boot_id: "b".into(),
+            sequence: 2,
+            node_info: json!({"architecture": "amd64"}),
+            capacity: text(&[("cpu", "2")]),
+            allocatable: text(&[("cpu", "2")]),
+            addresses: vec![("InternalIP".into(), "10.0.0.2".into())],
+            labels: text(&[("kubernetes.io/os", "linux")]),
+            conditions: BTreeMap::from([("DiskPressure".into(), ("False".into(), "R".into(), "m".into()))]),
+        },
+    );
+    sample(
+        "PodReport",
+        &PodReport {
+            node: "n".into(),
+            namespace: "demo".into(),
+            name: "a.b".into(),
+            uid: "u-1".into(),
+            sequence: 4,
+            status: json!({"phase": "Running"}),
+            stopped: false,
+        },
+    );
+    sample(
+        "EventReport",
+        &EventReport {
+            id: "i".into(),
+            node: "n".into(),
+            module: "sync".into(),
+            at: Timestamp(1_000),
+            severity: Severity::Warning,
+            reason: "LinkDown".into(),
+            message: "m".into(),
+            regarding: ("Node".into(), String::new(), "n".into(), "n".into()),
+        },
+    );
+    sample(
+        "ModuleReport",
+        &ModuleReport {
+            node: "n".into(),
+            module: "sync".into(),
+            state: ModuleState::Running,
+            restarts: 1,
+            since: Timestamp(1_000),
+            last_error: "e".into(),
+            flows: vec!["f".into()],
+        },
+    );
+}
+
+#[test]
+fn commands_keep_their_form() {
+    sample(
+        "OpenLogs",
+        &OpenLogs {
+            session: "s".into(),
+            namespace: "demo".into(),
+            pod: "a.b".into(),
+            container: "c".into(),
+            follow: true,
+            tail_lines: Some(5),
+            since_seconds: None,
+            timestamps: false,
+            previous: false,
+            limit_bytes: None,
+        },
+    );
+    sample(
+        "OpenExec",
+        &OpenExec {
+            session: "s".into(),
+            namespace: "demo".into(),
+            pod: "a.b".into(),
+            container: "c".into(),
+            command: vec!["ls".into(), "/".into()],
+            stdin: false,
+            stdout: true,
+            stderr: true,
+            tty: false,
+        },
+    );
+    sample("FrameData", &Frame::Data { sequence: 0, channel: 1, bytes: bytes::Bytes::from_static(b"hi") });
+    sample("FrameCredit", &Frame::Credit { bytes: 100 });
+    sample("FrameAlive", &Frame::Alive);
+    sample("FrameEnd", &Frame::End { exit_code: Some(3), error: None });
+    sample("Opened", &Reply::Ok(()));
+}
+
+#[test]
+fn credentials_keep_their_form() {
+    sample("Issue", &Issue { uid: "u-1".into(), namespace: "demo".parse().unwrap() });
+    sample("Issued", &Issued { url: "nats://u:p@10.0.0.1:4222".into(), inbox: "_INBOX.pod-1".into() });
+    sample("Withdraw", &Withdraw { uid: "u-1".into() });
+    let (id, node) = ("t".to_owned(), "n1".parse().unwrap());
+    sample(
+        "TokenRecord",
+        &TokenRecord {
+            id: id.clone(),
+            secret_sha256: "00".into(),
+            node: Some(node),
+            uses: 1,
+            expires: Timestamp(1_000),
+        },
+    );
+    let node: schemas::name::NodeName = "n1".parse().unwrap();
+    sample(
+        "NodeRecord",
+        &NodeRecord {
+            node: node.clone(),
+            control_key: "UC".into(),
+            work_key: "UW".into(),
+            enrolled: Timestamp(1_000),
+        },
+    );
+    sample("NewToken", &NewToken { ttl_s: 60, node: Some(node.clone()), uses: 2 });
+    let hubs = vec!["https://hub:6443".to_owned()];
+    sample("JoinToken", &JoinToken { hubs, ca_sha256: "00".into(), id: id.clone(), secret: "s".into() });
+    sample(
+        "Enroll",
+        &Enroll { id, secret: "s".into(), node, control_key: "UC".into(), work_key: "UW".into() },
+    );
+    sample(
+        "Enrolled",
+        &Enrolled {
+            control_jwt: "c".into(),
+            work_jwt: "w".into(),
+            leaf_urls: vec!["tls://hub:7422".into()],
+            ca_pem: "p".into(),
+        },
+    );
+}
+
+#[test]
+fn what_a_newer_version_added_is_passed_over() {
+    #[derive(Serialize)]
+    struct Newer {
+        revision: u64,
+        desired: Desired,
+        added_later: &'static str,
+    }
+    let bytes = schemas::encode(&Newer { revision: 9, desired: desired(), added_later: "x" });
+    assert_eq!(schemas::decode::<Local>(&bytes).unwrap(), Local { revision: 9, desired: desired() });
+}
+
+#[test]
+fn rubbish_is_refused_by_every_decoder() {
+    for bytes in [&b""[..], b"\xc1", b"\xff\xff\xff", b"{}", &[0x91; 4096], &[0xdd, 0xff, 0xff, 0xff, 0xff]] {
+        assert!(schemas::decode::<Local>(bytes).is_err());
+        assert!(schemas::decode::<Heartbeat>(bytes).is_err());
+        assert!(schemas::decode::<Reply<ListPage>>(bytes).is_err());
+        assert!(schemas::decode::<PodReport>(bytes).is_err());
+        assert!(Object::from_bytes(bytes, 1).is_err());
+    }
+    let large = vec![0u8; schemas::MESSAGE_MAX_BYTES + 1];
+    assert!(matches!(schemas::decode::<Frame>(&large), Err(schemas::DecodeError::TooLarge { .. })));
+}

@@ -1,0 +1,19 @@
+//! End to end: everything that must hold, on a real hub, real nodes, `nats-server`, containerd and `kubectl`.
+//!
+//! One file a subject. Each test has a cluster of its own (see `tests::cluster`), so they run side by side; several
+//! behaviours share a cluster where one leads to the next. Judges stand outside: `ctr` says what runs, `kubectl` what the
+//! hub believes, the sensor's own synced list what must have arrived.
+//!
+//! One of them: `cargo test -p tests --test e2e outage`. `EDGEWIRE_KEEP=1` leaves a failed cluster up for a look.
+
+mod bad;
+mod delete;
+mod hub;
+mod kill;
+mod kubectl;
+mod outage;
+mod programs;
+mod restore;
+mod slow;
+mod support;
+mod workload;

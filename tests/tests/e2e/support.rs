@@ -1,0 +1,214 @@
+//! What the subjects share: small pods, the sensor and its list, and facts to wait for.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use bus::module::Account;
+use serde_json::{Value, json};
+use tests::cluster::judge::Running;
+use tests::cluster::{Cluster, Edge, Output, eventually, programs};
+
+/// The image of all small pods.
+pub const BUSYBOX: &str = "docker.io/library/busybox:demo";
+/// A container that runs until it is told to stop, and then does.
+pub const IDLE: &str = "trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done";
+
+/// A pod of one container that runs a shell line.
+pub fn pod(name: &str, node: &str, line: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"nodeName": node, "terminationGracePeriodSeconds": 2, "containers": [shell("main", line)]}})
+}
+
+/// A container that runs a shell line.
+pub fn shell(name: &str, line: &str) -> Value {
+    json!({"name": name, "image": BUSYBOX, "imagePullPolicy": "Never", "command": ["/bin/sh", "-c", line]})
+}
+
+/// The sensor in namespace `demo`, its list of acknowledged readings outside of Edgewire's keeping.
+pub fn sensor(edge: &Edge, interval_ms: u64) -> Value {
+    json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "demo"}},
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "sensor", "namespace": "demo"},
+         "spec": {"nodeName": edge.name(), "terminationGracePeriodSeconds": 5,
+            "containers": [{"name": "sensor", "image": "edgewire.local/sensor:demo", "imagePullPolicy": "Never",
+                "env": [{"name": "EDGEWIRE_NAMESPACE", "value": "demo"},
+                        {"name": "SENSOR_INTERVAL_MS", "value": interval_ms.to_string()}],
+                "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
+            "volumes": [{"name": "data",
+                "hostPath": {"path": edge.host_dir("sensor"), "type": "DirectoryOrCreate"}}]}}]})
+}
+
+/// The sensor's own list: the readings that were acknowledged to it.
+pub fn acked(edge: &Edge) -> Vec<u64> {
+    let text = std::fs::read_to_string(edge.host_dir("sensor").join("acked.log")).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| line.parse().expect("a line of the list is a number")).collect()
+}
+
+/// Waits until the list has grown by `more` readings.
+pub async fn acked_more(edge: &Edge, more: usize) -> anyhow::Result<()> {
+    let before = acked(edge).len();
+    let what = format!("the sensor on {} has {more} more readings acknowledged, after {before}", edge.name());
+    eventually(&what, 60, async || Ok(acked(edge).len() >= before + more)).await
+}
+
+/// Waits until the hub's stream has what the sensor's list holds now, and compares both: each reading once, in order,
+/// nothing missing.
+pub async fn all_arrived(cluster: &Cluster, edge: &Edge, timeout_seconds: u64) -> anyhow::Result<Vec<u64>> {
+    let acked = acked(edge);
+    let last = *acked.last().context("the sensor has an empty list")?;
+    let subject = format!("from.{}.demo.temp", edge.name());
+    let stream = cluster.hub_js(Account::Work).await?.get_stream("FROM").await?;
+    eventually(&format!("reading {last} is at the hub"), timeout_seconds, async || {
+        let message = stream.get_last_raw_message_by_subject(&subject).await?;
+        Ok(reading(&message.payload)? >= last)
+    })
+    .await?;
+    let stored = cluster.stored(Account::Work, "FROM", &subject).await?;
+    let received = stored.iter().map(|stored| reading(&stored.payload)).collect::<anyhow::Result<Vec<u64>>>()?;
+    let expected: Vec<u64> = (1..=received.len() as u64).collect();
+    let wrong = received.iter().zip(&expected).find(|(have, want)| have != want);
+    anyhow::ensure!(wrong.is_none(), "of {} readings at the hub, the first wrong (have, want): {wrong:?}", received.len());
+    let missing: Vec<_> = acked.iter().filter(|n| !(1..=received.len() as u64).contains(*n)).collect();
+    anyhow::ensure!(missing.is_empty(), "acknowledged to the sensor, but not at the hub: {missing:?}");
+    Ok(received)
+}
+
+fn reading(payload: &[u8]) -> anyhow::Result<u64> {
+    let value: Value = serde_json::from_slice(payload).context("a reading is JSON")?;
+    value["n"].as_u64().context("a reading has its number")
+}
+
+/// Waits until the hub says that the pod runs; gives its container as `ctr` sees it.
+pub async fn runs(cluster: &Cluster, edge: &Edge, namespace: &str, pod: &str) -> anyhow::Result<Running> {
+    let (name, of) = (format!("pod/{pod}"), format!("--namespace={namespace}"));
+    cluster.kubectl_ok(&["wait", &of, &name, "--for=condition=Ready", "--timeout=60s"]).await?;
+    container(edge, namespace, pod).await
+}
+
+/// Waits until `ctr` shows exactly one container of the pod.
+pub async fn container(edge: &Edge, namespace: &str, pod: &str) -> anyhow::Result<Running> {
+    eventually(&format!("{namespace}/{pod} runs on {}", edge.name()), 60, async || {
+        edge.container_of(namespace, pod)
+    })
+    .await
+}
+
+/// Waits until `ctr` shows no container of the pod.
+pub async fn gone(edge: &Edge, namespace: &str, pod: &str) -> anyhow::Result<()> {
+    eventually(&format!("nothing of {namespace}/{pod} runs on {}", edge.name()), 60, async || {
+        Ok(!edge.running()?.iter().any(|running| running.namespace == namespace && running.pod == pod))
+    })
+    .await
+}
+
+/// Fails unless each of these containers runs as it did: the same ID, process and start.
+pub fn the_same(edge: &Edge, before: &[&Running], when: &str) -> anyhow::Result<()> {
+    let now = edge.running()?;
+    for running in before {
+        let same = now.contains(running);
+        anyhow::ensure!(same, "{when}: {running:?} no longer runs as it did; now: {now:#?}");
+    }
+    Ok(())
+}
+
+/// A field of a pod at the hub, by jsonpath without the braces.
+pub async fn field(cluster: &Cluster, pod: &str, path: &str) -> anyhow::Result<String> {
+    cluster.kubectl_ok(&["get", "pod", pod, "-o", &format!("jsonpath={{{path}}}")]).await
+}
+
+/// Waits for a field of a pod in namespace `default`.
+pub async fn field_is(cluster: &Cluster, pod: &str, path: &str, want: &str) -> anyhow::Result<()> {
+    let last = std::cell::RefCell::new(String::new());
+    let what = format!("{path} of {pod} is {want:?}");
+    let found = eventually(&what, 60, async || {
+        let now = field(cluster, pod, path).await?;
+        let settled = now == want;
+        last.replace(now);
+        Ok(settled)
+    });
+    found.await.with_context(|| format!("it is {:?}", last.borrow()))
+}
+
+/// The hub's Events of that reason about that object, as their messages.
+pub async fn events(cluster: &Cluster, reason: &str, about: &str) -> anyhow::Result<Vec<String>> {
+    let list = cluster.kubectl_json(&["get", "events", "-A"]).await?;
+    let items = list["items"].as_array().context("events are a list")?.iter();
+    let of = items.filter(|event| event["reason"] == reason && event["involvedObject"]["name"] == about);
+    Ok(of.map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect())
+}
+
+/// Waits for an Event of one of these reasons; gives its message.
+pub async fn told(cluster: &Cluster, reasons: &[&str], about: &str) -> anyhow::Result<String> {
+    eventually(&format!("an Event of {reasons:?} about {about}"), 60, async || {
+        for reason in reasons {
+            if let Some(message) = events(cluster, reason, about).await?.pop() {
+                return Ok(Some(message));
+            }
+        }
+        Ok(None)
+    })
+    .await
+}
+
+/// Runs `edgewire` at the hub.
+pub async fn edgewire(cluster: &Cluster, args: &[&str]) -> anyhow::Result<Output> {
+    let mut command = tokio::process::Command::new(programs::ours("edgewire"));
+    command.args(args).arg("--kubeconfig").arg(&cluster.site().kubeconfig);
+    finish(command, 30).await
+}
+
+/// Runs a program to its end.
+pub async fn finish(mut command: tokio::process::Command, timeout_seconds: u64) -> anyhow::Result<Output> {
+    let call = format!("{:?}", command.as_std());
+    let run = command.stdin(std::process::Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(Duration::from_secs(timeout_seconds), run).await;
+    let output = output.with_context(|| format!("`{call}` does not end"))??;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Output { call, success: output.status.success(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
+}
+
+/// Every module of hub and nodes: `node/module`, state, restarts, last error.
+pub async fn modules(cluster: &Cluster) -> anyhow::Result<Vec<(String, String, u64, String)>> {
+    let hosts: Value = serde_json::from_str(&edgewire(cluster, &["modules", "--json"]).await?.ok()?)?;
+    let mut all = Vec::new();
+    for host in hosts.as_array().context("hosts")? {
+        anyhow::ensure!(host["answers"] == true, "{host}");
+        for module in host["modules"].as_array().context("modules")? {
+            let text = |of: &Value, field: &str| of[field].as_str().unwrap_or_default().to_owned();
+            let name = format!("{}/{}", text(host, "node"), text(module, "module"));
+            let restarts = module["restarts"].as_u64().context("restarts")?;
+            all.push((name, text(module, "state"), restarts, text(module, "last_error")));
+        }
+    }
+    Ok(all)
+}
+
+/// Waits until the node's own agent serves, whatever the link: its module `containers` runs.
+pub async fn agent_serves(edge: &Edge) -> anyhow::Result<()> {
+    let (program, dir) = (programs::ours("edgewire"), edge.data_dir());
+    let args = [&program.to_string_lossy(), "modules", "--json", "--edge", &*dir.to_string_lossy()];
+    eventually(&format!("the agent of {} serves", edge.name()), 60, async || {
+        let hosts: Value = serde_json::from_str(&edge.exec(&args)?)?;
+        let modules = hosts[0]["modules"].as_array().context("no answer")?.clone();
+        Ok(!modules.is_empty() && modules.iter().all(|module| module["state"] == "Running"))
+    })
+    .await
+}
+
+/// Does that work in the node's network namespace, on a thread of its own.
+pub async fn inside<T: Send + 'static>(
+    edge: &Edge,
+    work: impl AsyncFnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let (namespace, (done, result)) = (edge.namespace(), tokio::sync::oneshot::channel());
+    std::thread::spawn(move || {
+        let run = || {
+            nix::sched::setns(std::fs::File::open(&namespace)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(work())
+        };
+        let _ = done.send(run()); // nobody waits when the test was given up
+    });
+    result.await.context("the thread in the node's namespace ended")?
+}
