@@ -136,28 +136,25 @@ async fn request(
             Some(100) => continue,
             _ => {}
         }
-        let Some((entry, pending)) = pulled_of(message) else { continue };
+        // Not over when nothing more waits: an entry written just now would be lost in the inbox. The server says the end.
+        let Some(entry) = pulled_of(message) else { continue };
         first.get_or_insert_with(tokio::time::Instant::now);
         pulled.push(entry);
-        if pending == 0 {
-            break;
-        }
     }
     // A lone entry says nothing of the throughput.
     let took = first.filter(|_| pulled.len() > 1).map_or(Duration::ZERO, |first| first.elapsed());
     Ok((pulled, took))
 }
 
-/// The entry, and how many wait behind it. The acknowledgement's subject says both (NATS' two forms of it):
+/// The entry. Its revision stands in the acknowledgement's subject (NATS has two forms of it):
 /// `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>[.<token>]`.
-fn pulled_of(message: async_nats::Message) -> Option<(Pulled, u64)> {
+fn pulled_of(message: async_nats::Message) -> Option<Pulled> {
     let key = message.subject.strip_prefix(&format!("$KV.{}.", subject::BUCKET_DESIRED))?.to_owned();
     let ack = message.reply?.to_string();
     let tokens: Vec<&str> = ack.split('.').collect();
     let at = if tokens.len() > 9 { 7 } else { 5 };
-    let number = |at: usize| tokens.get(at).and_then(|token| token.parse::<u64>().ok());
-    let (revision, pending) = (number(at)?, number(at + 3)?);
-    Some((Pulled { key, revision, payload: message.payload.to_vec(), ack }, pending))
+    let revision = tokens.get(at)?.parse().ok()?;
+    Some(Pulled { key, revision, payload: message.payload.to_vec(), ack })
 }
 
 /// Acknowledges what was pulled. Not confirmed: what is lost comes again.

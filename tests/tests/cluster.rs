@@ -34,3 +34,27 @@ async fn a_pod_survives_what_is_done_to_its_node() {
     cluster.done().await.unwrap();
     assert!(!dir.exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_can_be_slow_and_can_be_reset() {
+    let cluster = Cluster::new("link").await.unwrap();
+    cluster.up(&["edge-a"]).await.unwrap();
+    let edge = cluster.edge("edge-a").unwrap();
+    edge.throttle(64).await.unwrap();
+    eventually("both accounts of the leaf come through the proxy", 30, async || Ok(edge.connections() >= 2))
+        .await
+        .unwrap();
+    cluster.ready("edge-a", "True").await.unwrap();
+    edge.polite_cut().unwrap();
+    cluster.ready("edge-a", "Unknown").await.unwrap();
+    edge.heal().unwrap();
+    cluster.ready("edge-a", "True").await.unwrap();
+
+    let dir = cluster.site().dir.clone();
+    let agent = edge.agent_pid().await.unwrap();
+    edge.stop_agent().await.unwrap();
+    assert!(!std::path::Path::new(&format!("/proc/{agent}")).exists());
+    drop(edge);
+    cluster.done().await.unwrap();
+    assert!(!dir.exists());
+}

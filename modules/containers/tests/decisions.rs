@@ -584,6 +584,19 @@ fn config_maps_reach_running_pods_and_waiting_ones() {
 }
 
 #[test]
+fn a_config_map_that_changes_while_the_pod_starts_is_not_lost() {
+    let map =
+        |text: &str| Content::Object(json!({"kind": "ConfigMap", "data": {"k": text}}).try_into().unwrap());
+    let mut world = World::new();
+    world.entry("configmaps", "cm", "c1", 1, map("one"));
+    world.hold = true;
+    world.pod("u1", 2, with(json!({"volumes": [{"name": "v", "configMap": {"name": "cm"}}]})));
+    world.entry("configmaps", "cm", "c1", 3, map("two"));
+    world.release();
+    assert_eq!(world.acts(), ["start u1/main/0", "volumes u1 two"]);
+}
+
+#[test]
 fn a_missing_image_is_tried_again_and_told_once() {
     let mut world = World::new();
     world.pod("u1", 1, json!({"containers": [{"name": "main", "image": "later"}]}));

@@ -54,24 +54,24 @@ pub async fn run(once: bool, stop: impl Future<Output = ()>) -> anyhow::Result<(
         outcome = perform(&cluster) => Some(outcome),
         () = &mut stop => None,
     };
+    let stopped = outcome.is_none();
     let passed = match outcome {
         Some(Ok(figures)) => {
             println!("{}", figures.show());
-            let passed = figures.check();
-            if !once && passed.is_ok() {
-                println!("{}", screen::invitation(&home));
-                stop.await;
-            }
-            passed
+            figures.check()
         }
         Some(Err(error)) => Err(error),
-        None => Err(anyhow::anyhow!("EW-DEMO-STOPPED: the demo was stopped before it was done")),
+        None if once => Err(anyhow::anyhow!("EW-DEMO-STOPPED: the demo was stopped before it was done")),
+        None => Ok(()),
     };
-    if passed.is_err() {
-        drop(cluster); // prints the logs
-    } else {
-        screen::progress("end", "removing everything");
-        cluster.done().await?;
+    if passed.is_ok() && !once && !stopped {
+        println!("{}", screen::invitation(&home));
+        stop.await;
+    }
+    screen::progress("end", "removing everything");
+    match &passed {
+        Err(_) if !stopped => drop(cluster), // prints the logs
+        _ => cluster.done().await?,
     }
     passed?;
     let left = Snapshot::take()?.beyond(&before, &id);

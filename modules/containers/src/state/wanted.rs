@@ -164,9 +164,9 @@ impl Containers {
             .collect();
         for uid in affected {
             if let Some(pod) = self.pods.get_mut(&uid) {
-                // Nothing to bring up to date where nothing was started.
-                pod.volumes_behind |=
-                    pod.record.containers.values().any(|c| c.phase != Phase::Waiting || c.last.is_some());
+                // Nothing to bring up to date where nothing was started; a start under way took what there was then.
+                pod.volumes_behind |= pod.busy
+                    || pod.record.containers.values().any(|c| c.phase != Phase::Waiting || c.last.is_some());
                 for failure in pod.failures.values_mut() {
                     failure.retry_at = now;
                 }
