@@ -90,7 +90,8 @@ pub fn direction(members: &[Member]) -> Vec<String> {
                          and no module knows another; meet on the bus, or name the concept in schemas or bus"
                     ));
                 }
-            } else if dependency == NATS_CLIENT && member.dir != "bus" && !example {
+            // The tests look at streams with the raw client: an outside judge must not see through our eyes.
+            } else if dependency == NATS_CLIENT && !["bus", "tests"].contains(&member.dir.as_str()) && !example {
                 complaints
                     .push(format!("{name} depends on {NATS_CLIENT}: only bus does; use what bus gives"));
             } else if member.dir == "schemas" && NOT_IN_SCHEMAS.contains(&dependency.as_str()) {

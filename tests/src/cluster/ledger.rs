@@ -126,10 +126,11 @@ pub fn sweep_temporary() {
         claims.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("ew-")))
     {
         let Ok(ledger) = Ledger::read(&claim.join("ledger")) else { continue };
-        if ledger.home.is_none() && !ledger.owner_lives() {
-            if let Err(error) = ledger.clean() {
-                eprintln!("cannot remove what {} ({}) left: {error:#}", ledger.name, ledger.id);
-            }
+        if ledger.home.is_some() || ledger.owner_lives() {
+            continue;
+        }
+        if let Err(error) = ledger.clean() {
+            eprintln!("cannot remove what {} ({}) left: {error:#}", ledger.name, ledger.id);
         }
     }
 }

@@ -22,7 +22,7 @@ fn says(output: &tests::cluster::Output, words: &[&str]) -> anyhow::Result<()> {
 
 /// `edge-runtime` of a node, in its network namespace, as the cluster would run it.
 fn agent(cluster: &Cluster, edge: &Edge, before: &[&str]) -> Command {
-    let mut command = Command::new("nsenter");
+    let mut command = Command::new("/usr/bin/nsenter");
     command.arg(format!("--net={}", edge.namespace().display())).arg("--").args(before);
     command.arg(programs::ours("edge-runtime")).arg("--data-dir").arg(edge.data_dir());
     command.arg("--images").arg(programs::images());
@@ -92,7 +92,7 @@ async fn what_is_missing_or_taken_is_named() -> anyhow::Result<()> {
     command.env("PATH", bare_path(&dir.join("no-ip"), &["containerd"])?);
     says(&finish(command, 30).await?, &["EW-NET-IP", "iproute2"])?;
 
-    let mut taker = Command::new("nsenter");
+    let mut taker = Command::new("/usr/bin/nsenter");
     taker.arg(format!("--net={}", edge.namespace().display())).args(["--", "busybox", "nc", "-l", "-p", "4222"]);
     let mut taker = taker.env(MARK_ENV, cluster.site().mark("edge-a")).stdin(Stdio::null()).kill_on_drop(true).spawn()?;
     eventually("somebody else listens", 10, async || Ok(edge.exec(&["ss", "-ltn"])?.contains(":4222"))).await?;
