@@ -108,7 +108,7 @@ pub const TABLE: &[Row] = &[
         &["from.>", "_cursor.>"],
         1024,
         Full::Refuse,
-        "workload messages of all nodes",
+        "workload messages of all nodes; at 90 % the oldest tenth goes, said aloud, so that uplinks never stop",
     ),
     bucket(Place::Edge, subject::BUCKET_LOCAL, 256, "the node's own copy of what it must have"),
     stream(

@@ -69,49 +69,56 @@ fn a_seed_is_a_whole_run() {
     }
 }
 
-fn is_caught(planted: Planted) {
-    let caught = (0..PLANTED_SEEDS).find_map(|seed| Some((seed, run(seed, Some(planted)).failure?)));
-    let (seed, how) =
-        caught.unwrap_or_else(|| panic!("{planted:?} was not found within {PLANTED_SEEDS} seeds"));
-    println!("{planted:?} is found by seed {seed}: {how}");
+/// Some seed finds it, says so in one of these words, and finds nothing wrong without it.
+fn is_caught(planted: Planted, says: &[&str]) {
+    let mut others = Vec::new();
+    for seed in 0..PLANTED_SEEDS {
+        let Some(how) = run(seed, Some(planted)).failure else { continue };
+        if says.iter().any(|word| how.contains(word)) && run(seed, None).failure.is_none() {
+            println!("{planted:?} is found by seed {seed}: {how}");
+            return;
+        }
+        others.push(format!("seed {seed}: {how}"));
+    }
+    panic!("{planted:?} was not found within {PLANTED_SEEDS} seeds:\n{}", others.join("\n"));
 }
 
 #[test]
 fn ack_before_flush_is_caught() {
-    is_caught(Planted::AckBeforeFlush);
+    is_caught(Planted::AckBeforeFlush, &["never arrived", "twice"]);
 }
 
 #[test]
 fn ack_before_effects_is_caught() {
-    is_caught(Planted::AckBeforeEffects);
+    is_caught(Planted::AckBeforeEffects, &["has not the status that was reported last", "still being deleted"]);
 }
 
 #[test]
 fn cursor_without_compare_and_set_is_caught() {
-    is_caught(Planted::CursorWithoutCas);
+    is_caught(Planted::CursorWithoutCas, &["twice", "cursor"]);
 }
 
 #[test]
 fn missing_uid_check_is_caught() {
-    is_caught(Planted::MissingUidCheck);
+    is_caught(Planted::MissingUidCheck, &["a status that its node never reported of it"]);
 }
 
 #[test]
 fn stale_revision_is_caught() {
-    is_caught(Planted::StaleRevision);
+    is_caught(Planted::StaleRevision, &["by the older"]);
 }
 
 #[test]
 fn lost_tombstone_is_caught() {
-    is_caught(Planted::LostTombstone);
+    is_caught(Planted::LostTombstone, &["still runs"]);
 }
 
 #[test]
 fn missed_generation_is_caught() {
-    is_caught(Planted::MissedGeneration);
+    is_caught(Planted::MissedGeneration, &["and nobody deleted it"]);
 }
 
 #[test]
 fn absence_as_deletion_is_caught() {
-    is_caught(Planted::AbsenceAsDeletion);
+    is_caught(Planted::AbsenceAsDeletion, &["and nobody deleted it"]);
 }

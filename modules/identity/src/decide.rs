@@ -165,7 +165,7 @@ impl Identity {
         if let Some((node, _)) = self.nodes.get(enroll.node.as_str()) {
             if node.control_key != enroll.control_key || node.work_key != enroll.work_key {
                 let text = format!(
-                    "node name {} belongs to another machine's key; choose another name, or remove that node first",
+                    "node name {} belongs to another machine's key; choose another name with --name",
                     enroll.node
                 );
                 return Err(Refusal::new(409, "EW-NODE-TAKEN", text));

@@ -32,6 +32,8 @@ pub fn flows() -> Vec<Flow> {
             subject::objects_filter(&Resource::core("nodes"), None),
             "Object (Node)",
         ),
+        // A node is known here from its enrolment on: its consumer is there before its first pull.
+        Flow::watch(subject::BUCKET_IDENTITY, "node.*", "NodeRecord"),
         Flow::manage("KV_desired", "consumers of nodes"),
         Flow::manage(subject::STREAM_UP, "trim"),
         Flow::manage(subject::STREAM_FROM, "trim").in_work(),
@@ -62,7 +64,9 @@ impl Module for Links {
     fn apply(&mut self, input: Input<()>, now: Timestamp) -> Vec<Effect<Act>> {
         match input {
             Input::Entry(entry) => {
-                let node = ObjectKey::parse(&entry.key).and_then(|key| NodeName::new(key.name).ok());
+                let enrolled = entry.key.strip_prefix("node.").map(str::to_owned);
+                let name = enrolled.or_else(|| ObjectKey::parse(&entry.key).map(|key| key.name));
+                let node = name.and_then(|name| NodeName::new(name).ok());
                 match (node, entry.value) {
                     (Some(node), EntryValue::Put(_)) if self.nodes.insert(node.clone()) => {
                         vec![Effect::Act(Act::Ensure(node))]
@@ -121,7 +125,8 @@ async fn shed(bus: &Handles) -> Result<(), link::LinkError> {
     if state.bytes < state.bytes_max / 100 * FROM_FULL_PERCENT {
         return Ok(());
     }
-    let oldest = state.first_sequence + (state.last_sequence - state.first_sequence) * FROM_SHED_PERCENT / 100;
+    let oldest =
+        state.first_sequence + (state.last_sequence - state.first_sequence) * FROM_SHED_PERCENT / 100;
     tracing::warn!(up_to_sequence = oldest, "stream FROM is nearly full: the oldest workload messages go");
     // Cursors stand outside the filter: they stay.
     link::trim(work, subject::STREAM_FROM, "from.>", oldest).await

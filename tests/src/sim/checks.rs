@@ -93,6 +93,19 @@ impl Checks {
         self.runs.iter_mut().filter(|((at, ..), _)| *at == edge).for_each(|(_, runs)| *runs = false);
     }
 
+    /// What waited on the node is lost.
+    pub fn lost_disk(&mut self, edge: usize) {
+        let of = format!("{} ", edge + 1);
+        self.waiting.retain(|waiting| !waiting.starts_with(&of));
+        self.owed.retain(|owed| !owed.starts_with(&of));
+        self.lost_local(edge);
+    }
+
+    /// The node no longer knows what it stopped: a hub that was restored from before the deletion may have it again.
+    pub fn lost_local(&mut self, edge: usize) {
+        self.stopped.retain(|(at, _)| *at != edge);
+    }
+
     /// A container is stopped, to be started anew.
     pub fn replaced(&mut self, edge: usize, uid: &str) {
         if !self.edited.contains(uid) {

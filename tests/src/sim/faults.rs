@@ -47,14 +47,15 @@ pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
             node::power_off(w, edge);
             w.after(pause, move |w| node::power_on(w, edge));
         }
-        57..61 => lose_local(w, edge, pause),
+        57..60 => lose_local(w, edge, pause),
+        60..61 => node::lose_disk(w, edge, pause),
         61..65 => {
             node::containerd(w, edge, false);
             w.after(pause, move |w| node::containerd(w, edge, true));
         }
         65..70 => node::crash_container(w, edge),
         70..78 => {
-            let module = w.random.below(4);
+            let module = w.random.below(hub::MODULES);
             hub::restart_module(w, module);
         }
         78..85 => {
@@ -65,7 +66,8 @@ pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
             server::stop(w, HUB);
             w.after(pause, |w| server::start(w, HUB));
         }
-        90..93 => hub::back_up(w),
+        90..92 => hub::back_up(w),
+        92..93 => hub::lose_consumers(w),
         _ => {
             let replaced = hub_may_be_replaced && w.random.per_mille(600);
             hub::stop(w);
@@ -82,12 +84,16 @@ pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
     }
 }
 
-/// The node's store loses its bucket, or some of it, while everything there is down.
+/// The node's store loses its bucket, or some of it, while its server is down, and mostly its runtime too.
 fn lose_local(w: &mut World, edge: usize, pause: u64) {
     let all = w.random.per_mille(500);
+    let both = w.random.per_mille(600);
     w.tell(|| format!("node {edge} loses {} of its bucket", if all { "all" } else { "some" }));
-    node::stop(w, edge);
+    if both {
+        node::stop(w, edge);
+    }
     server::stop(w, edge + 1);
+    w.checks.lost_local(edge);
     let name = subject::bucket_stream(subject::BUCKET_LOCAL);
     if all {
         w.servers[edge + 1].server.remove(&name);

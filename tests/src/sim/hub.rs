@@ -2,6 +2,7 @@
 
 use bus::flow::Flow;
 use bus::module::{Input, Never};
+use events::Events;
 use nodes::Nodes;
 use placement::Placement;
 use scheduler::Scheduler;
@@ -16,6 +17,9 @@ use super::runner::{self, Hosted, Runner};
 use super::server::{self, HUB};
 use super::world::{MS, World};
 
+/// Modules of the hub.
+pub const MODULES: u64 = 5;
+
 /// The hub's process.
 #[derive(Default)]
 pub struct Hub {
@@ -26,6 +30,7 @@ pub struct Hub {
     scheduler: Runner<Scheduler>,
     placement: Runner<Placement>,
     links: Runner<Links>,
+    events: Runner<Events>,
     /// What may be restored.
     pub backup: Option<(Server, Ledger)>,
 }
@@ -50,7 +55,7 @@ pub fn start(w: &mut World) {
     w.hub.boot = w.random.uid();
     begin_epoch(w);
     w.tell(|| "hub starts".to_owned());
-    for module in 0..4 {
+    for module in 0..MODULES {
         start_module(w, module);
     }
 }
@@ -80,6 +85,7 @@ pub fn stop(w: &mut World) {
     runner::stop::<Scheduler>(w, 0);
     runner::stop::<Placement>(w, 0);
     runner::stop::<Links>(w, 0);
+    runner::stop::<Events>(w, 0);
 }
 
 fn start_module(w: &mut World, module: u64) {
@@ -87,6 +93,7 @@ fn start_module(w: &mut World, module: u64) {
         0 => runner::start::<Nodes>(w, 0),
         1 => runner::start::<Scheduler>(w, 0),
         2 => runner::start::<Placement>(w, 0),
+        3 => runner::start::<Events>(w, 0),
         _ => runner::start::<Links>(w, 0),
     }
 }
@@ -100,6 +107,7 @@ pub fn restart_module(w: &mut World, module: u64) {
         0 => runner::restart::<Nodes>(w, 0),
         1 => runner::restart::<Scheduler>(w, 0),
         2 => runner::restart::<Placement>(w, 0),
+        3 => runner::restart::<Events>(w, 0),
         _ => runner::restart::<Links>(w, 0),
     }
 }
@@ -118,9 +126,21 @@ pub fn replace_store(w: &mut World, by_backup: bool) {
     });
     let (server, ledger) = backup.unwrap_or_default();
     w.servers[HUB].server = server;
+    if w.random.per_mille(500) {
+        lose_consumers(w);
+    }
     w.checks.ledger = ledger;
     w.checks.diverged = true;
     super::users::look_again(w);
+}
+
+/// The consumers through which nodes pull are gone: `links` makes them again, and they begin with all that is there.
+pub fn lose_consumers(w: &mut World) {
+    let names: Vec<String> = w.edges.iter().map(|edge| subject::desired_consumer(&edge.name)).collect();
+    if let Some(stream) = w.servers[HUB].server.stream_mut(&subject::bucket_stream(subject::BUCKET_DESIRED)) {
+        names.iter().for_each(|name| stream.remove_consumer(name));
+    }
+    w.tell(|| "the nodes' consumers are lost".to_owned());
 }
 
 impl Hosted for Nodes {
@@ -198,6 +218,28 @@ impl Hosted for Placement {
     }
 }
 
+impl Hosted for Events {
+    const NAME: &'static str = "events";
+    fn runner(w: &mut World, _: usize) -> &mut Runner<Self> {
+        &mut w.hub.events
+    }
+    fn server(_: usize) -> usize {
+        HUB
+    }
+    fn flows(_: &World, _: usize) -> Vec<Flow> {
+        events::flows()
+    }
+    fn build(w: &mut World, _: usize) -> Self {
+        Events::new(w.random.uid())
+    }
+    fn is_hosted(w: &World, _: usize) -> bool {
+        w.hub.up
+    }
+    fn act(_: &mut World, _: usize, _: u64, act: Never) {
+        match act {}
+    }
+}
+
 impl Hosted for Links {
     const NAME: &'static str = "links";
     fn runner(w: &mut World, _: usize) -> &mut Runner<Self> {
@@ -235,6 +277,7 @@ impl Hosted for Links {
                 let readers = [
                     ("nodes", subject::raised_reports("sync", "node")),
                     ("placement", subject::raised_reports("containers", "pod")),
+                    ("events", subject::raised_events()),
                 ];
                 if let Some(stream) = w.servers[HUB].server.stream_mut(subject::STREAM_UP) {
                     for (durable, filter) in readers {

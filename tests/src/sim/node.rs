@@ -12,6 +12,7 @@ use schemas::name::NodeName;
 use schemas::report::NodeReport;
 use sync::edge::Sync;
 
+use super::jetstream::Server;
 use super::link::WaitingRead;
 use super::planted::{self, Notes};
 use super::runner::{self, Hosted, Runner};
@@ -122,6 +123,18 @@ pub fn power_off(w: &mut World, edge: usize) {
         container.state = ContainerState::Lost;
     }
     w.checks.rebooted(edge);
+}
+
+/// Everything that the node has on disk is gone, but for containerd's.
+pub fn lose_disk(w: &mut World, edge: usize, pause: u64) {
+    w.tell(|| format!("node {edge} loses its disk"));
+    stop(w, edge);
+    server::stop(w, edge + 1);
+    w.servers[edge + 1].server = Server::default();
+    w.edges[edge].sync = Runner::default();
+    w.edges[edge].containers = Runner::default();
+    w.checks.lost_disk(edge);
+    w.after(pause, move |w| power_on(w, edge));
 }
 
 /// The machine is back.
