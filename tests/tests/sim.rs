@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tests::sim::planted::Planted;
-use tests::sim::{Outcome, run};
+use tests::sim::{Outcome, run, run_one, server};
 
 /// Seeds of a plain run.
 const SEEDS: u64 = 200;
@@ -66,6 +66,23 @@ fn a_seed_is_a_whole_run() {
     for seed in 0..3 {
         let (one, other) = (run(seed, None), run(seed, None));
         assert_eq!(one.trace, other.trace, "seed {seed}");
+    }
+}
+
+/// The leaf loses part of the node's bucket in a crash while the runtime runs on: it is repaired, and nothing stops.
+#[test]
+fn a_leaf_that_loses_entries_is_repaired() {
+    for seed in 0..20 {
+        let outcome = run_one(seed, |w| {
+            server::stop(w, 1);
+            let local = schemas::subject::bucket_stream(schemas::subject::BUCKET_LOCAL);
+            if let Some(stream) = w.servers[1].server.stream_mut(&local) {
+                let until = stream.last_sequence() / 2;
+                stream.purge(">", until);
+            }
+            server::start(w, 1);
+        });
+        assert!(outcome.failure.is_none(), "{}", describe(seed, &outcome));
     }
 }
 

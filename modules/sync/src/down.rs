@@ -28,6 +28,8 @@ pub struct Down {
     phase: Phase,
     missing: BTreeSet<DesiredKey>,
     orphans: BTreeSet<DesiredKey>,
+    /// Held, and not in the store when it was looked at last.
+    doubtful: BTreeSet<DesiredKey>,
 }
 
 /// What it is doing.
@@ -86,6 +88,19 @@ impl Down {
                 self.held.remove(&key);
             }
         }
+    }
+
+    /// What really stands in the local bucket. Gives how many held entries do not: they are no longer held. Only what was
+    /// absent in two looks counts, because an entry may have been written since the store was looked at.
+    pub fn store_has(&mut self, there: &BTreeSet<DesiredKey>) -> usize {
+        let absent: BTreeSet<DesiredKey> =
+            self.held.keys().filter(|key| !there.contains(key)).cloned().collect();
+        let lost: Vec<DesiredKey> = absent.intersection(&self.doubtful).cloned().collect();
+        for key in &lost {
+            self.held.remove(key);
+        }
+        self.doubtful = absent;
+        lost.len()
     }
 
     /// The newest write that the node has on disk.
@@ -418,6 +433,17 @@ mod tests {
         assert!(matches!(verdicts.as_slice(), [(_, Verdict::Write(_))]));
         down.local(key("a"), Some(Local { revision: 5, desired: desired("e1", 3) }));
         assert!(down.is_settled());
+    }
+
+    #[test]
+    fn what_the_store_lost_unseen_is_noticed_at_the_second_look() {
+        let mut down = following();
+        let there = BTreeSet::from([key("a")]);
+        assert_eq!(down.store_has(&there), 0, "it may have been written since");
+        assert_eq!(down.store_has(&there), 1);
+        down.connect(1000);
+        down.page(list(lineage(&[("e1", 0)]), 8, &[("a", 5), ("b", 8)]), 1000);
+        assert!(matches!(down.drained(1000).as_deref(), Some([_, Step::Get(get)]) if get.keys == [key("b")]));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bus::connection::{Bus, Handles};
 use bus::link::{self, LinkError, Stored};
 use bus::module::Rim;
+use bus::store::Store;
 use futures::StreamExt;
 use schemas::name::NodeName;
 use schemas::subject::{self, Lane};
@@ -138,6 +139,11 @@ impl Rim<Sync> for EdgeRim {
                     tracing::debug!(%error, "the next trim takes it too");
                 }
                 None
+            }
+            Act::LookAtStore => {
+                let listed = Store::new(&bus.control, subject::BUCKET_LOCAL).list(">").await;
+                let (entries, _) = listed.ok()?; // the server is away: looked at again
+                Some(Done::StoreHas(entries.into_iter().map(|entry| entry.key).collect()))
             }
             Act::Inspect => {
                 let report = facts::inspect(self.node.as_str(), &self.boot_id, &self.config);

@@ -20,6 +20,8 @@ use super::{Cluster, command, programs};
 const KUBECTL_TIMEOUT: Duration = Duration::from_secs(90);
 /// Reading a stream waits so long for its next message.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(15);
+/// Heartbeats are waited for so long.
+const HEARTBEATS_TIMEOUT: Duration = Duration::from_secs(60);
 /// containerd's namespace of a node's containers.
 const CONTAINERD_NAMESPACE: &str = "edgewire";
 
@@ -194,6 +196,15 @@ impl Cluster {
     /// `kubectl apply` of a manifest (YAML or JSON).
     pub async fn apply(&self, manifest: &str) -> anyhow::Result<()> {
         self.kubectl_with(&["apply", "-f", "-"], manifest).await?.ok().map(drop)
+    }
+
+    /// Waits for so many heartbeats of a node that come to the hub from now on: its link stands.
+    pub async fn heartbeats(&self, node: &str, count: usize) -> anyhow::Result<()> {
+        let bus = self.hub_bus(Account::Control).await?;
+        let heard = bus.listen(&subject::heartbeat(&schemas::name::NodeName::new(node)?)).await?;
+        let beats = heard.take(count).count();
+        let beats = tokio::time::timeout(HEARTBEATS_TIMEOUT, beats).await;
+        beats.map(drop).with_context(|| format!("{node} is not heard at the hub"))
     }
 
     /// A connection to the hub's bus with the operator's login.

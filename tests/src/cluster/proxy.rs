@@ -127,9 +127,7 @@ async fn carry(
     loop {
         let read = from.read(&mut chunk).await?;
         let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else { return Ok(()) };
-        eprintln!("PROXY {} {:?} read {read}", schemas::Timestamp::now().0 % 100000, from.peer_addr());
         lane.pass(read).await;
-        eprintln!("PROXY {} {:?} passed {read}", schemas::Timestamp::now().0 % 100000, from.peer_addr());
         to.write_all(bytes).await?;
     }
 }

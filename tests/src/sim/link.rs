@@ -3,10 +3,11 @@
 use bus::link::{BATCH_MESSAGES_MAX, LinkError, Pulled, Stored, StreamState};
 use bytes::Bytes;
 use schemas::envelope::Headers;
-use schemas::subject::{self, Lane};
+use schemas::subject::{self, DesiredKey, Lane};
 use sync::edge::{Act, Done, Sync};
 
 use super::jetstream::{MSG_ID, New, Refused};
+use super::planted;
 use super::runner;
 use super::server::{self, HUB};
 use super::world::{Asker, MS, S, World};
@@ -106,6 +107,15 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
                     if let Some(stream) = w.servers[edge + 1].server.stream_mut(streams(lane).0) {
                         stream.purge(lane.filter(), sequence);
                     }
+                }
+            });
+        }
+        Act::LookAtStore => {
+            let delay = w.near_us();
+            w.after(delay, move |w| {
+                if w.servers[edge + 1].up {
+                    let keys = planted::local_of(w, edge).keys().map(DesiredKey::local_key).collect();
+                    runner::done::<Sync>(w, edge, incarnation, Done::StoreHas(keys));
                 }
             });
         }

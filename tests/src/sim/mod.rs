@@ -54,6 +54,10 @@ pub fn run(seed: u64, planted: Option<Planted>) -> Outcome {
     let trouble = w.random.between(20 * S, 90 * S);
     let until = calm + trouble;
     w.run_until(calm);
+    if hub_may_be_replaced {
+        let pause = w.random.below(15 * S);
+        w.after(pause, hub::back_up);
+    }
     trouble_goes_on(&mut w, until, hub_may_be_replaced);
     w.run_until(until);
     faults::heal(&mut w);
@@ -62,22 +66,47 @@ pub fn run(seed: u64, planted: Option<Planted>) -> Outcome {
     let busy = healed + 25 * S;
     w.run_until(busy);
     w.users.done = true;
+    come_to_rest(&mut w);
+    outcome(w, healed)
+}
+
+/// A world without trouble but for one thing, done when it has come to rest.
+pub fn run_one(seed: u64, trouble: impl FnOnce(&mut World)) -> Outcome {
+    let mut w = World::new(seed, 2, None);
+    faults::heal(&mut w);
+    users_go_on(&mut w);
+    workloads_go_on(&mut w);
+    w.run_until(20 * S);
+    w.users.done = true;
+    come_to_rest(&mut w);
+    trouble(&mut w);
+    let struck = w.at_us;
+    w.run_until(struck + 30 * S);
+    come_to_rest(&mut w);
+    outcome(w, struck)
+}
+
+/// Waits until all holds that must hold at rest.
+fn come_to_rest(w: &mut World) {
+    let until = w.at_us + REST_WITHIN;
     let mut wrong = vec!["not looked at".to_owned()];
-    while w.checks.failure.is_none() && w.at_us < healed + REST_WITHIN && !wrong.is_empty() {
+    while w.checks.failure.is_none() && w.at_us < until && !wrong.is_empty() {
         let next = w.at_us + 2 * S;
         w.run_until(next);
-        wrong = checks::at_rest(&w);
+        wrong = checks::at_rest(w);
     }
     if let Some(first) = wrong.first().filter(|_| w.checks.failure.is_none()) {
         for line in &wrong {
             w.tell(|| line.clone());
         }
-        let first = format!("at rest: {first} ({} in all)", wrong.len());
-        w.checks.fail(first);
+        w.checks.fail(format!("at rest: {first} ({} in all)", wrong.len()));
     }
+}
+
+fn outcome(mut w: World, since_us: u64) -> Outcome {
     Outcome {
         failure: w.checks.failure.take(),
-        rest_s: (w.at_us - healed) / S,
+        rest_s: (w.at_us - since_us) / S,
         messages: w.checks.stored(),
         trace: w.trace.into(),
     }

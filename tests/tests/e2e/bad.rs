@@ -6,7 +6,9 @@ use bus::module::Account;
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, eventually, programs};
 
-use crate::support::{IDLE, acked_more, all_arrived, field_is, modules, pod, runs, sensor, shell, the_same, told};
+use crate::support::{
+    IDLE, acked_more, all_arrived, field_is, modules, pod, runs, sensor, shell, the_same, told,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_manifests_and_tokens_are_named() -> anyhow::Result<()> {
@@ -16,7 +18,10 @@ async fn bad_manifests_and_tokens_are_named() -> anyhow::Result<()> {
     images_and_nodes(&cluster).await?;
     tokens(&cluster).await?;
     eventually("all modules run and none was restarted", 10, async || {
-        Ok(modules(&cluster).await?.iter().all(|(_, state, restarts, _)| state == "Running" && *restarts == 0))
+        Ok(modules(&cluster)
+            .await?
+            .iter()
+            .all(|(_, state, restarts, _)| state == "Running" && *restarts == 0))
     })
     .await?;
     cluster.done().await
@@ -31,7 +36,10 @@ async fn manifests(cluster: &Cluster) -> anyhow::Result<()> {
     let malformed: [(String, &[&str]); 8] = [
         ("{\"apiVersion\": \"v1\", ".to_owned(), &["error"]),
         ("kind: Pod\nmetadata: {name: bad}\n".to_owned(), &["apiVersion"]),
-        (json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "bad"}}).to_string(), &["spec.containers"]),
+        (
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "bad"}}).to_string(),
+            &["spec.containers"],
+        ),
         (with(|pod| pod["metadata"]["name"] = json!("Not_A_Name")), &["metadata.name", "Not_A_Name"]),
         (with(|pod| pod["spec"]["containers"][0]["image"] = json!(7)), &["image"]),
         (with(|pod| pod["spec"]["containers"][0]["name"] = json!("")), &["name"]),
@@ -40,7 +48,9 @@ async fn manifests(cluster: &Cluster) -> anyhow::Result<()> {
             &["lots"],
         ),
         (
-            with(|pod| pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "nope", "mountPath": "/x"}])),
+            with(|pod| {
+                pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "nope", "mountPath": "/x"}])
+            }),
             &["volumeMounts[0].name", "nope"],
         ),
     ];
@@ -48,11 +58,16 @@ async fn manifests(cluster: &Cluster) -> anyhow::Result<()> {
         let output = cluster.kubectl_with(&["create", "-f", "-"], &manifest).await?;
         anyhow::ensure!(!output.success, "taken: {manifest}");
         for word in words {
-            anyhow::ensure!(output.stderr.contains(word), "no {word:?} in {:?} for {manifest}", output.stderr);
+            anyhow::ensure!(
+                output.stderr.contains(word),
+                "no {word:?} in {:?} for {manifest}",
+                output.stderr
+            );
         }
     }
 
-    let typo = with(|pod| pod["spec"]["containers"][0]["comand"] = json!(["x"])).replace("\"bad\"", "\"typo\"");
+    let typo =
+        with(|pod| pod["spec"]["containers"][0]["comand"] = json!(["x"])).replace("\"bad\"", "\"typo\"");
     let strict = cluster.kubectl_with(&["create", "--validate=strict", "-f", "-"], &typo).await?;
     anyhow::ensure!(!strict.success && strict.stderr.contains("comand"), "strict: {}", strict.stderr);
     let warned = cluster.kubectl_with(&["create", "--validate=warn", "-f", "-"], &typo).await?;
@@ -60,7 +75,8 @@ async fn manifests(cluster: &Cluster) -> anyhow::Result<()> {
     anyhow::ensure!(warned.stderr.contains("comand"), "the field is named: {}", warned.stderr);
     cluster.kubectl_ok(&["delete", "pod", "typo"]).await?;
 
-    let unserved = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}).to_string();
+    let unserved =
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}).to_string();
     let output = cluster.kubectl_with(&["create", "-f", "-"], &unserved).await?;
     anyhow::ensure!(!output.success && output.stderr.contains("Deployment"), "{}", output.stderr);
     Ok(())
@@ -78,11 +94,13 @@ async fn images_and_nodes(cluster: &Cluster) -> anyhow::Result<()> {
     for pod in [&never, &pulled, &nowhere, &unmatched] {
         cluster.apply(&pod.to_string()).await?;
     }
-    field_is(cluster, "never", ".status.containerStatuses[0].state.waiting.reason", "ErrImageNeverPull").await?;
+    field_is(cluster, "never", ".status.containerStatuses[0].state.waiting.reason", "ErrImageNeverPull")
+        .await?;
     let said = told(cluster, &["ErrImageNeverPull", "Failed"], "never").await?;
     anyhow::ensure!(said.contains("edgewire.local/absent:1"), "the image is named: {said}");
     eventually("the image that nobody has is named", 60, async || {
-        let waiting = &cluster.kubectl_json(&["get", "pod", "pulled"]).await?["status"]["containerStatuses"][0]["state"]["waiting"];
+        let waiting = &cluster.kubectl_json(&["get", "pod", "pulled"]).await?["status"]["containerStatuses"]
+            [0]["state"]["waiting"];
         let reason = waiting["reason"].as_str().unwrap_or_default();
         let named = waiting["message"].as_str().is_some_and(|text| text.contains("127.0.0.1:1/absent:1"));
         Ok(["ErrImagePull", "ImagePullBackOff"].contains(&reason) && named)
@@ -92,7 +110,11 @@ async fn images_and_nodes(cluster: &Cluster) -> anyhow::Result<()> {
     anyhow::ensure!(said.contains("0/1 nodes are available"), "{said}");
     field_is(cluster, "nowhere", ".status.phase", "Pending").await?;
     let logs = cluster.kubectl(&["logs", "nowhere"]).await?;
-    anyhow::ensure!(!logs.success && logs.stderr.contains("no-such-node"), "the node is named: {}", logs.stderr);
+    anyhow::ensure!(
+        !logs.success && logs.stderr.contains("no-such-node"),
+        "the node is named: {}",
+        logs.stderr
+    );
     for (args, word) in [
         (vec!["logs", "absent"], "absent"),
         (vec!["exec", "absent", "--", "true"], "absent"),
@@ -113,17 +135,24 @@ async fn tokens(cluster: &Cluster) -> anyhow::Result<()> {
     let edge = cluster.edge("edge-b")?;
     let brief = cluster.hub().token(1, 1).await?;
     tokio::time::sleep(Duration::from_millis(1_200)).await; // its whole life
-    for (token, word) in [(brief.as_str(), "expired"), ("rubbish", "ew1."), ("ew1.rubbish", "EW-JOIN-TOKEN")] {
+    for (token, word) in [(brief.as_str(), "expired"), ("rubbish", "ew1."), ("ew1.rubbish", "EW-JOIN-TOKEN")]
+    {
         let output = edge.join_with(token).await?;
         let said = &output.stderr;
-        anyhow::ensure!(!output.success && said.contains("EW-JOIN-TOKEN") && said.contains(word), "{token}: {said}");
+        anyhow::ensure!(
+            !output.success && said.contains("EW-JOIN-TOKEN") && said.contains(word),
+            "{token}: {said}"
+        );
         anyhow::ensure!(said.contains("edgewire token create"), "what to do: {said}");
     }
     let once = cluster.hub().token(1, 600).await?;
     edge.join_with(&once).await?.ok()?;
     let output = cluster.edge("edge-c")?.join_with(&once).await?;
     let said = &output.stderr;
-    anyhow::ensure!(!output.success && said.contains("EW-JOIN-TOKEN") && said.contains("used already"), "{said}");
+    anyhow::ensure!(
+        !output.success && said.contains("EW-JOIN-TOKEN") && said.contains("used already"),
+        "{said}"
+    );
     Ok(())
 }
 
@@ -207,7 +236,14 @@ async fn rubbish_on_any_subject_stops_nothing() -> anyhow::Result<()> {
     let (program, dir) = (programs::ours("edgewire"), edge.data_dir());
     for subject in at_edge {
         for payload in ["", "hello", "{\"n\": 1}", "\u{80}\u{7f}\u{1}"] {
-            edge.exec(&[&program.to_string_lossy(), "pub", subject, payload, "--edge", &dir.to_string_lossy()])?;
+            edge.exec(&[
+                &program.to_string_lossy(),
+                "pub",
+                subject,
+                payload,
+                "--edge",
+                &dir.to_string_lossy(),
+            ])?;
         }
     }
 
@@ -235,7 +271,10 @@ async fn rubbish_on_any_subject_stops_nothing() -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_secs(3)).await; // a hot loop would show as restarts or processor time
     let last = modules(&cluster).await?;
     for ((name, _, before, _), (_, state, after, error)) in settled.iter().zip(&last) {
-        anyhow::ensure!(state == "Running" && before == after, "{name} is {state}, {before} -> {after} restarts: {error}");
+        anyhow::ensure!(
+            state == "Running" && before == after,
+            "{name} is {state}, {before} -> {after} restarts: {error}"
+        );
         anyhow::ensure!(*after <= 1, "{name} fell {after} times: {error}");
     }
     // What could not be read is kept, with its reason.
@@ -253,6 +292,7 @@ async fn rubbish_on_any_subject_stops_nothing() -> anyhow::Result<()> {
 fn processor_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, rest) = stat.rsplit_once(')').unwrap_or_default();
-    let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    let ticks: u64 =
+        rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
     Ok(ticks as f64 / 100.0)
 }

@@ -52,6 +52,9 @@ async fn what_was_deleted_while_the_node_was_away() -> anyhow::Result<()> {
     cluster.kubectl_ok(&["delete", "pod", "renewed"]).await?;
     gone(&edge, "default", "renewed").await?;
     let containers = edge.ctr(&["containers", "ls", "-q"])?;
-    anyhow::ensure!(containers.lines().eq([running[0].id.as_str()]), "only one is left in containerd: {containers}");
+    anyhow::ensure!(
+        containers.lines().eq([running[0].id.as_str()]),
+        "only one is left in containerd: {containers}"
+    );
     cluster.done().await
 }

@@ -57,7 +57,8 @@ async fn edits_meet_reports_and_reach_the_pod() -> anyhow::Result<()> {
     let edge = cluster.edge("edge-a")?;
     labels_and_statuses(&cluster).await?;
 
-    let config = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}, "data": {"a": "0"}});
+    let config =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}, "data": {"a": "0"}});
     cluster.apply(&config.to_string()).await?;
     let mut reader = pod("reader", "edge-a", IDLE);
     reader["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "cm", "mountPath": "/cm"}]);
@@ -103,7 +104,8 @@ async fn labels_and_statuses(cluster: &Cluster) -> anyhow::Result<()> {
     }
     for n in 0..PODS {
         let name = format!("brief-{n}");
-        field_is(cluster, &name, ".status.containerStatuses[0].state.terminated.exitCode", &n.to_string()).await?;
+        field_is(cluster, &name, ".status.containerStatuses[0].state.terminated.exitCode", &n.to_string())
+            .await?;
         field_is(cluster, &name, ".status.phase", if n == 0 { "Succeeded" } else { "Failed" }).await?;
         let object = cluster.kubectl_json(&["get", "pod", &name]).await?;
         for label in 0..LABELS {

@@ -7,7 +7,9 @@ use std::time::Instant;
 use serde_json::json;
 use tests::cluster::{Cluster, Edge, eventually};
 
-use crate::support::{IDLE, acked_more, agent_serves, all_arrived, container, field_is, gone, pod, runs, sensor, the_same, told};
+use crate::support::{
+    IDLE, acked_more, agent_serves, all_arrived, container, field_is, gone, pod, runs, sensor, the_same, told,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_killed_is_adopted_and_what_is_rebooted_comes_back() -> anyhow::Result<()> {
@@ -79,7 +81,9 @@ fn local_block(edge: &Edge) -> anyhow::Result<PathBuf> {
     let messages = edge.data_dir().join("nats/jetstream/CONTROL/streams/KV_local/msgs");
     let blocks = std::fs::read_dir(&messages)?.flatten().map(|entry| entry.path());
     let largest = blocks.filter(|path| path.extension().is_some_and(|ext| ext == "blk"));
-    largest.max_by_key(|path| path.metadata().map_or(0, |of| of.len())).ok_or_else(|| anyhow::anyhow!("no block"))
+    largest
+        .max_by_key(|path| path.metadata().map_or(0, |of| of.len()))
+        .ok_or_else(|| anyhow::anyhow!("no block"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,7 +106,11 @@ async fn a_flipped_byte_stops_no_pod_and_is_repaired() -> anyhow::Result<()> {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x20;
     // In place, as a disk would: the server has the file open.
-    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&block)?, &bytes[middle..=middle], middle as u64)?;
+    std::os::unix::fs::FileExt::write_all_at(
+        &std::fs::File::options().write(true).open(&block)?,
+        &bytes[middle..=middle],
+        middle as u64,
+    )?;
     edge.kill9_all().await?;
     edge.start().await?;
     agent_serves(&edge).await?;

@@ -16,6 +16,7 @@ async fn logs_exec_and_restarts() -> anyhow::Result<()> {
     cluster.up(&["edge-a"]).await?;
     let edge = cluster.edge("edge-a")?;
     run_and_logs(&cluster).await?;
+    long_log(&cluster, &edge).await?;
     exec(&cluster, &edge).await?;
     restarts(&cluster).await?;
     cluster.done().await
@@ -25,7 +26,17 @@ async fn run_and_logs(cluster: &Cluster) -> anyhow::Result<()> {
     let image = format!("--image={BUSYBOX}");
     let line = "i=0; while [ $i -lt 20 ]; do echo line $i; i=$((i+1)); done; trap 'exit 0' TERM; while true; do echo tick; sleep 0.2 & wait $!; done";
     cluster
-        .kubectl_ok(&["run", "talk", &image, "--image-pull-policy=Never", "--command", "--", "/bin/sh", "-c", line])
+        .kubectl_ok(&[
+            "run",
+            "talk",
+            &image,
+            "--image-pull-policy=Never",
+            "--command",
+            "--",
+            "/bin/sh",
+            "-c",
+            line,
+        ])
         .await?;
     cluster.kubectl_ok(&["wait", "pod/talk", "--for=condition=Ready", "--timeout=60s"]).await?;
     eventually("the log has its lines", 20, async || {
@@ -54,10 +65,48 @@ async fn run_and_logs(cluster: &Cluster) -> anyhow::Result<()> {
     }
     // The end of the container is the end of its log.
     cluster.kubectl_ok(&["delete", "pod", "talk"]).await?;
-    tokio::time::timeout(Duration::from_secs(15), async { while lines.next_line().await?.is_some() {} anyhow::Ok(()) })
-        .await
-        .context("`logs -f` ends with the container")??;
+    tokio::time::timeout(Duration::from_secs(15), async {
+        while lines.next_line().await?.is_some() {}
+        anyhow::Ok(())
+    })
+    .await
+    .context("`logs -f` ends with the container")??;
     following.wait().await?;
+    Ok(())
+}
+
+/// More than one log file holds: it is rotated, so that no pod fills the disk, and read across the files.
+async fn long_log(cluster: &Cluster, edge: &Edge) -> anyhow::Result<()> {
+    const LINES: usize = 24_000;
+    let line = format!("yes $(head -c 999 /dev/zero | tr '\\0' x) | head -n {LINES}; echo the end; {IDLE}");
+    cluster.apply(&pod("long", "edge-a", &line).to_string()).await?;
+    runs(cluster, edge, "default", "long").await?;
+    eventually("the log has its last line", 60, async || {
+        Ok(cluster.kubectl_ok(&["logs", "long", "--tail=1"]).await? == "the end\n")
+    })
+    .await?;
+    let all = cluster.kubectl_ok(&["logs", "long"]).await?;
+    anyhow::ensure!(
+        all.lines().count() == LINES + 1,
+        "{} lines instead of {}",
+        all.lines().count(),
+        LINES + 1
+    );
+    anyhow::ensure!(all.lines().take(LINES).all(|line| line.len() == 999), "a line was torn");
+    let find = [
+        "find",
+        &*edge.data_dir().to_string_lossy(),
+        "-path",
+        "*long*",
+        "-name",
+        "*.log*",
+        "-size",
+        "+4000k",
+    ]
+    .map(str::to_owned);
+    let files = edge.exec(&find.each_ref().map(String::as_str))?;
+    anyhow::ensure!(files.lines().count() >= 2, "the log was not rotated: {files}");
+    cluster.kubectl_ok(&["delete", "pod", "long"]).await?;
     Ok(())
 }
 
@@ -66,7 +115,9 @@ async fn exec(cluster: &Cluster, edge: &Edge) -> anyhow::Result<()> {
     two["spec"]["containers"] = json!([shell("first", IDLE), shell("second", IDLE)]);
     cluster.apply(&two.to_string()).await?;
     cluster.kubectl_ok(&["wait", "pod/two", "--for=condition=Ready", "--timeout=60s"]).await?;
-    let said = cluster.kubectl(&["exec", "two", "-c", "second", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]).await?;
+    let said = cluster
+        .kubectl(&["exec", "two", "-c", "second", "--", "sh", "-c", "echo out; echo err >&2; exit 7"])
+        .await?;
     anyhow::ensure!(said.stdout == "out\n" && said.stderr.contains("err"), "{said:?}");
     let mut command = cluster.kubectl_command(&["exec", "two", "-c", "second", "--", "sh", "-c", "exit 7"]);
     let status = command.stdin(Stdio::null()).stderr(Stdio::null()).status().await?;
@@ -83,7 +134,16 @@ async fn exec(cluster: &Cluster, edge: &Edge) -> anyhow::Result<()> {
 
     // Both containers have one network.
     cluster
-        .kubectl_ok(&["exec", "two", "-c", "first", "--", "sh", "-c", "(echo over lo | nc -l -p 7000 >/dev/null 2>&1) &"])
+        .kubectl_ok(&[
+            "exec",
+            "two",
+            "-c",
+            "first",
+            "--",
+            "sh",
+            "-c",
+            "(echo over lo | nc -l -p 7000 >/dev/null 2>&1) &",
+        ])
         .await?;
     eventually("the other container reaches it by 127.0.0.1", 15, async || {
         let heard = ["exec", "two", "-c", "second", "--", "sh", "-c", "nc -w 2 127.0.0.1 7000 </dev/null"];
@@ -91,7 +151,8 @@ async fn exec(cluster: &Cluster, edge: &Edge) -> anyhow::Result<()> {
     })
     .await?;
     let address = field(cluster, "two", ".status.podIP").await?;
-    let inside = cluster.kubectl_ok(&["exec", "two", "-c", "first", "--", "ip", "-4", "-o", "address"]).await?;
+    let inside =
+        cluster.kubectl_ok(&["exec", "two", "-c", "first", "--", "ip", "-4", "-o", "address"]).await?;
     anyhow::ensure!(inside.contains(&format!("{address}/")), "{address} is not in {inside}");
     anyhow::ensure!(edge.running()?.iter().filter(|running| running.pod == "two").count() == 2);
     cluster.kubectl_ok(&["delete", "pod", "two"]).await?;
@@ -179,8 +240,12 @@ async fn environment_volumes_and_limits() -> anyhow::Result<()> {
     }
     anyhow::ensure!(std::fs::read_to_string(on_host.join("from-pod"))? == "back\n");
     let resolv = say("main", "cat /etc/resolv.conf").await?;
-    anyhow::ensure!(resolv == std::fs::read_to_string("/etc/resolv.conf")?.trim(), "resolv.conf is {resolv:?}");
-    let main = edge.running()?.into_iter().find(|running| running.container == "main").context("main runs")?;
+    anyhow::ensure!(
+        resolv == std::fs::read_to_string("/etc/resolv.conf")?.trim(),
+        "resolv.conf is {resolv:?}"
+    );
+    let main =
+        edge.running()?.into_iter().find(|running| running.container == "main").context("main runs")?;
     let limit = cgroup(main.pid, "memory", "memory.limit_in_bytes", "memory.max")?;
     anyhow::ensure!(limit == (64 * 1024 * 1024).to_string(), "memory limit {limit}");
     let quota = cgroup(main.pid, "cpu", "cpu.cfs_quota_us", "cpu.max")?;
@@ -194,7 +259,8 @@ async fn environment_volumes_and_limits() -> anyhow::Result<()> {
     eventually("the pod waits for its ConfigMap, and names it", 30, async || {
         let pod = cluster.kubectl_json(&["get", "pod", "missing"]).await?;
         let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
-        Ok(waiting["reason"] == "CreateContainerConfigError" && waiting["message"].to_string().contains("later"))
+        Ok(waiting["reason"] == "CreateContainerConfigError"
+            && waiting["message"].to_string().contains("later"))
     })
     .await?;
     cluster.kubectl_ok(&["create", "configmap", "later", "--from-literal=a=b"]).await?;

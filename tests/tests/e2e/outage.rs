@@ -3,7 +3,9 @@
 use nix::sys::signal::Signal;
 use tests::cluster::{Cluster, eventually};
 
-use crate::support::{IDLE, acked_more, all_arrived, container, events, field_is, gone, pod, runs, sensor, the_same, told};
+use crate::support::{
+    IDLE, acked_more, all_arrived, container, events, field_is, gone, pod, runs, sensor, the_same, told,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_link_loses_and_stops_nothing() -> anyhow::Result<()> {
@@ -44,7 +46,8 @@ async fn a_cut_link_loses_and_stops_nothing() -> anyhow::Result<()> {
     })
     .await?;
     field_is(&cluster, "phoenix", ".status.containerStatuses[0].restartCount", "1").await?;
-    field_is(&cluster, "phoenix", ".status.containerStatuses[0].lastState.terminated.exitCode", "137").await?;
+    field_is(&cluster, "phoenix", ".status.containerStatuses[0].lastState.terminated.exitCode", "137")
+        .await?;
     field_is(&cluster, "steady", ".status.containerStatuses[0].restartCount", "0").await?;
     the_same(&edge, &[&sensing, &steady], "after the link is back")?;
 
@@ -54,5 +57,38 @@ async fn a_cut_link_loses_and_stops_nothing() -> anyhow::Result<()> {
     let received = all_arrived(&cluster, &edge, 30).await?;
     println!("{} readings, each once and in order", received.len());
     container(&edge, "default", "steady").await?;
+    cluster.done().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_comes_and_goes_loses_and_doubles_nothing() -> anyhow::Result<()> {
+    let cluster = Cluster::new("flap").await?;
+    cluster.up(&["edge-a"]).await?;
+    let edge = cluster.edge("edge-a")?;
+    cluster.apply(&sensor(&edge, 10).to_string()).await?;
+    let sensing = runs(&cluster, &edge, "demo", "sensor").await?;
+    for round in 0..8 {
+        // In silence, or with a reset that both sides see; and each server falls once while it goes on.
+        if round % 2 == 0 {
+            edge.cut()?
+        } else {
+            edge.polite_cut()?
+        }
+        acked_more(&edge, 40).await?;
+        match round {
+            3 => edge.kill9_leaf().await?,
+            5 => cluster.hub().kill9().await?,
+            _ => {}
+        }
+        edge.heal()?;
+        if round == 5 {
+            cluster.hub().start().await?;
+        }
+        acked_more(&edge, 40).await?;
+    }
+    cluster.ready("edge-a", "True").await?;
+    let received = all_arrived(&cluster, &edge, 90).await?;
+    println!("{} readings, each once and in order", received.len());
+    the_same(&edge, &[&sensing], "after a link that came and went")?;
     cluster.done().await
 }

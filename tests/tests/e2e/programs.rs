@@ -36,9 +36,11 @@ fn hub(cluster: &Cluster, data_dir: &Path, port: u16) -> Command {
     let mut command = Command::new(programs::ours("cloud-hub"));
     command.arg("--data-dir").arg(data_dir).arg("--advertise").arg(address.to_string());
     command.arg("--kubeconfig").arg(data_dir.join("kubeconfig"));
-    for (flag, default, other) in
-        [("--api-listen", ports.api, 16443), ("--bus-listen", ports.bus, 14222), ("--leaf-listen", ports.leaf, 17422)]
-    {
+    for (flag, default, other) in [
+        ("--api-listen", ports.api, 16443),
+        ("--bus-listen", ports.bus, 14222),
+        ("--leaf-listen", ports.leaf, 17422),
+    ] {
         command.arg(flag).arg(format!("{address}:{}", if default == port { default } else { other }));
     }
     command.env(MARK_ENV, cluster.site().mark("second-hub"));
@@ -50,8 +52,10 @@ fn hub(cluster: &Cluster, data_dir: &Path, port: u16) -> Command {
 fn bare_path(dir: &Path, names: &[&str]) -> anyhow::Result<String> {
     std::fs::create_dir_all(dir)?;
     for name in names {
-        let found = programs::path().split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
-        let _ = std::os::unix::fs::symlink(found.ok_or_else(|| anyhow::anyhow!("no {name}"))?, dir.join(name));
+        let found =
+            programs::path().split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+        let _ =
+            std::os::unix::fs::symlink(found.ok_or_else(|| anyhow::anyhow!("no {name}"))?, dir.join(name));
     }
     Ok(dir.to_string_lossy().into_owned())
 }
@@ -63,7 +67,11 @@ async fn what_is_missing_or_taken_is_named() -> anyhow::Result<()> {
     let dir = cluster.site().dir.clone();
 
     // A second hub on each port of the first.
-    for (port, name) in [(cluster.site().ports.bus, "bus"), (cluster.site().ports.leaf, "leaf"), (cluster.site().ports.api, "api")] {
+    for (port, name) in [
+        (cluster.site().ports.bus, "bus"),
+        (cluster.site().ports.leaf, "leaf"),
+        (cluster.site().ports.api, "api"),
+    ] {
         let output = finish(hub(&cluster, &dir.join(format!("second-{name}")), port), 30).await?;
         says(&output, &["EW-PORT-IN-USE", &format!(":{port}"), "ss -ltnp"])?;
     }
@@ -93,9 +101,13 @@ async fn what_is_missing_or_taken_is_named() -> anyhow::Result<()> {
     says(&finish(command, 30).await?, &["EW-NET-IP", "iproute2"])?;
 
     let mut taker = Command::new("/usr/bin/nsenter");
-    taker.arg(format!("--net={}", edge.namespace().display())).args(["--", "busybox", "nc", "-l", "-p", "4222"]);
-    let mut taker = taker.env(MARK_ENV, cluster.site().mark("edge-a")).stdin(Stdio::null()).kill_on_drop(true).spawn()?;
-    eventually("somebody else listens", 10, async || Ok(edge.exec(&["ss", "-ltn"])?.contains(":4222"))).await?;
+    taker
+        .arg(format!("--net={}", edge.namespace().display()))
+        .args(["--", "busybox", "nc", "-l", "-p", "4222"]);
+    let mut taker =
+        taker.env(MARK_ENV, cluster.site().mark("edge-a")).stdin(Stdio::null()).kill_on_drop(true).spawn()?;
+    eventually("somebody else listens", 10, async || Ok(edge.exec(&["ss", "-ltn"])?.contains(":4222")))
+        .await?;
     says(&finish(agent(&cluster, &edge, &[]), 30).await?, &["EW-PORT-IN-USE", ":4222"])?;
     taker.kill().await?;
 

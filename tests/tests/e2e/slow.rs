@@ -58,7 +58,10 @@ async fn forty_pods_arrive_over_64_kbit_with_one_connection() -> anyhow::Result<
     .await?;
     let took = healed.elapsed().as_secs_f64();
     println!("{PODS} pods over 64 kbit/s after {took:.1} s");
-    anyhow::ensure!(took > (PODS * PADDING_BYTES / LINK_BYTES_PER_S) as f64, "it was not the slow link: {took:.1} s");
+    anyhow::ensure!(
+        took > (PODS * PADDING_BYTES / LINK_BYTES_PER_S) as f64,
+        "it was not the slow link: {took:.1} s"
+    );
     cluster.ready("edge-a", "True").await?;
     all_arrived(&cluster, &edge, 120).await?;
     // One for each account: the one that replaced the cut one, and no other.

@@ -65,10 +65,15 @@ pub async fn all_arrived(cluster: &Cluster, edge: &Edge, timeout_seconds: u64) -
     })
     .await?;
     let stored = cluster.stored(Account::Work, "FROM", &subject).await?;
-    let received = stored.iter().map(|stored| reading(&stored.payload)).collect::<anyhow::Result<Vec<u64>>>()?;
+    let received =
+        stored.iter().map(|stored| reading(&stored.payload)).collect::<anyhow::Result<Vec<u64>>>()?;
     let expected: Vec<u64> = (1..=received.len() as u64).collect();
     let wrong = received.iter().zip(&expected).find(|(have, want)| have != want);
-    anyhow::ensure!(wrong.is_none(), "of {} readings at the hub, the first wrong (have, want): {wrong:?}", received.len());
+    anyhow::ensure!(
+        wrong.is_none(),
+        "of {} readings at the hub, the first wrong (have, want): {wrong:?}",
+        received.len()
+    );
     let missing: Vec<_> = acked.iter().filter(|n| !(1..=received.len() as u64).contains(*n)).collect();
     anyhow::ensure!(missing.is_empty(), "acknowledged to the sensor, but not at the hub: {missing:?}");
     Ok(received)
@@ -165,7 +170,12 @@ pub async fn finish(mut command: tokio::process::Command, timeout_seconds: u64) 
     let output = tokio::time::timeout(Duration::from_secs(timeout_seconds), run).await;
     let output = output.with_context(|| format!("`{call}` does not end"))??;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Output { call, success: output.status.success(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
+    Ok(Output {
+        call,
+        success: output.status.success(),
+        stdout: text(&output.stdout),
+        stderr: text(&output.stderr),
+    })
 }
 
 /// Every module of hub and nodes: `node/module`, state, restarts, last error.

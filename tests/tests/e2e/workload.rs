@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context;
+use async_nats::Message;
 use bus::connection::{Bus, Login, dial};
 use bus::module::Account;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, Edge, eventually};
 
@@ -23,7 +24,8 @@ struct Credential {
 impl Credential {
     /// From `nats://user:password@address`.
     fn parse(url: &str, inbox: &str) -> anyhow::Result<Self> {
-        let (user, address) = url.trim().trim_start_matches("nats://").split_once('@').context("a login in the URL")?;
+        let (user, address) =
+            url.trim().trim_start_matches("nats://").split_once('@').context("a login in the URL")?;
         let (user, password) = user.split_once(':').context("a password in the URL")?;
         let login = (user.to_owned(), password.to_owned());
         Ok(Self { url: format!("nats://{address}"), login, inbox: inbox.trim().to_owned() })
@@ -33,15 +35,21 @@ impl Credential {
     async fn of(cluster: &Cluster, namespace: &str, pod: &str) -> anyhow::Result<Self> {
         let env = ["exec", "-n", namespace, pod, "--", "sh", "-c", "echo $NATS_URL; echo $NATS_INBOX_PREFIX"];
         let said = cluster.kubectl_ok(&env).await?;
-        let (url, inbox) = said.trim().split_once('\n').with_context(|| format!("two lines, not {said:?}"))?;
+        let (url, inbox) =
+            said.trim().split_once('\n').with_context(|| format!("two lines, not {said:?}"))?;
         Self::parse(url, inbox)
     }
 
     /// The node's operator's, in the workloads' account.
     fn operator(edge: &Edge) -> anyhow::Result<Self> {
-        let file: Value = serde_json::from_str(&std::fs::read_to_string(edge.data_dir().join("operator.json"))?)?;
+        let file: Value =
+            serde_json::from_str(&std::fs::read_to_string(edge.data_dir().join("operator.json"))?)?;
         let text = |name: &str| file[name].as_str().map(str::to_owned).context("operator.json");
-        Ok(Self { url: text("url")?, login: (text("work_user")?, text("work_password")?), inbox: "_INBOX.judge".into() })
+        Ok(Self {
+            url: text("url")?,
+            login: (text("work_user")?, text("work_password")?),
+            inbox: "_INBOX.judge".into(),
+        })
     }
 
     async fn dial(&self) -> anyhow::Result<Bus> {
@@ -97,35 +105,56 @@ async fn a_pod_reaches_its_namespaces_subjects_and_no_others() -> anyhow::Result
     gone(&edge, "demo", "talker").await?;
     let _ = gone_now.send(());
     watching.await??;
-    inside(&edge, async move || other.dial().await.map(drop)).await.context("the other pod's credential still works")?;
+    inside(&edge, async move || other.dial().await.map(drop))
+        .await
+        .context("the other pod's credential still works")?;
     cluster.done().await
+}
+
+/// The subjects heard before `last`.
+async fn until(ears: &mut (impl Stream<Item = Message> + Unpin), last: &str) -> anyhow::Result<Vec<String>> {
+    let mut heard = Vec::new();
+    let listening = async {
+        loop {
+            let subject = ears.next().await.context("the connection was closed")?.subject.to_string();
+            if subject == last {
+                return anyhow::Ok(());
+            }
+            heard.push(subject);
+        }
+    };
+    let listened = tokio::time::timeout(Duration::from_secs(15), listening).await;
+    listened.map_err(|_| anyhow::anyhow!("{last} is not heard, only {heard:?}"))??;
+    Ok(heard)
 }
 
 /// What a pod may say, by what the operator hears.
 async fn says(own: &Credential, operator: &Credential) -> anyhow::Result<()> {
     let (bus, judge) = (own.dial().await?, operator.dial().await?);
     let mut heard = judge.client().subscribe(">").await?;
-    judge.client().flush().await?;
+    // A word of its own tells that the server has taken the subscription.
+    judge.client().publish("local.ready", "".into()).await?;
+    until(&mut heard, "local.ready").await?;
     let allowed = ["app.demo.e2e", "up.demo.e2e", "local.demo.e2e"];
     let refused = [
-        "app.default.e2e", "up.default.e2e", "local.default.e2e", "app.e2e", "anything.e2e", "from.edge-a.demo.e2e",
-        "down.demo.e2e", "ew.rep.containers.pod.e2e", "$KV.local.e2e", "$SYS.e2e", "_INBOX.e2e",
+        "app.default.e2e",
+        "up.default.e2e",
+        "local.default.e2e",
+        "app.e2e",
+        "anything.e2e",
+        "from.edge-a.demo.e2e",
+        "down.demo.e2e",
+        "ew.rep.containers.pod.e2e",
+        "$KV.local.e2e",
+        "$SYS.e2e",
+        "_INBOX.e2e",
     ];
     for subject in refused.iter().chain(&allowed).chain(&["app.demo.e2e.end"]) {
         bus.client().publish((*subject).to_owned(), "x".into()).await?;
     }
     bus.client().flush().await?;
-    let mut subjects = BTreeSet::new();
-    loop {
-        let next = tokio::time::timeout(Duration::from_secs(10), heard.next()).await;
-        let subject = next.context("the last word is not heard")?.context("the ear was closed")?.subject.to_string();
-        if subject == "app.demo.e2e.end" {
-            break;
-        }
-        if subject.contains("e2e") {
-            subjects.insert(subject);
-        }
-    }
+    let said = until(&mut heard, "app.demo.e2e.end").await?;
+    let subjects: BTreeSet<String> = said.into_iter().filter(|subject| subject.contains("e2e")).collect();
     let expected: BTreeSet<String> = allowed.iter().map(|subject| (*subject).to_owned()).collect();
     anyhow::ensure!(subjects == expected, "a pod of demo could say {subjects:?}");
     Ok(())
@@ -135,12 +164,14 @@ async fn says(own: &Credential, operator: &Credential) -> anyhow::Result<()> {
 async fn hears(own: &Credential, other: &Credential, operator: &Credential) -> anyhow::Result<()> {
     let (bus, judge) = (own.dial().await?, operator.dial().await?);
     let mut ears = futures::stream::SelectAll::new();
-    for filter in [">", "app.>", "app.default.>", "up.>", "local.default.>", "_INBOX.>", "app.demo.>", "local.demo.>"] {
+    for filter in
+        [">", "app.>", "app.default.>", "up.>", "local.default.>", "_INBOX.>", "app.demo.>", "local.demo.>"]
+    {
         ears.push(bus.client().subscribe(filter).await?);
     }
     ears.push(bus.client().subscribe(format!("{}.>", other.inbox)).await?);
-    bus.client().flush().await?;
-    // The server refuses what is not allowed by words on the connection; those come before this answer.
+    bus.client().publish("local.demo.ready", "".into()).await?;
+    until(&mut ears, "local.demo.ready").await?;
     let others = ["app.default.e2e", "local.default.e2e", "up.demo.e2e", "up.default.e2e", "_INBOX.e2e"];
     for subject in others {
         judge.client().publish(subject, "x".into()).await?;
@@ -149,28 +180,23 @@ async fn hears(own: &Credential, other: &Credential, operator: &Credential) -> a
     judge.client().publish("local.demo.e2e", "x".into()).await?;
     judge.client().publish("app.demo.e2e.end", "x".into()).await?;
     judge.client().flush().await?;
-    let mut heard = Vec::new();
-    loop {
-        let next = tokio::time::timeout(Duration::from_secs(10), ears.next()).await;
-        let message = next.with_context(|| format!("the last word is not heard, only {heard:?}"))?;
-        let subject = message.context("all ears were closed")?.subject.to_string();
-        if subject == "app.demo.e2e.end" {
-            break;
-        }
-        heard.push(subject);
-    }
+    let heard = until(&mut ears, "app.demo.e2e.end").await?;
     anyhow::ensure!(heard == ["local.demo.e2e"], "a pod of demo heard {heard:?}");
     Ok(())
 }
 
 async fn no_raw_jetstream(own: &Credential) -> anyhow::Result<()> {
     let bus = own.dial().await?;
-    for subject in ["$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.UPLINK", "$JS.edge-edge-a.API.INFO"] {
-        let answer = tokio::time::timeout(Duration::from_secs(1), bus.client().request(subject, "".into())).await;
+    for subject in
+        ["$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.UPLINK", "$JS.edge-edge-a.API.INFO"]
+    {
+        let answer =
+            tokio::time::timeout(Duration::from_secs(1), bus.client().request(subject, "".into())).await;
         anyhow::ensure!(!matches!(answer, Ok(Ok(_))), "{subject} answered a pod: {answer:?}");
     }
     // What it may say durably is acknowledged to it.
-    let stored = bus.client().request("up.demo.e2e", "x".into()).await.context("a durable word is acknowledged")?;
+    let stored =
+        bus.client().request("up.demo.e2e", "x".into()).await.context("a durable word is acknowledged")?;
     anyhow::ensure!(String::from_utf8_lossy(&stored.payload).contains("UPLINK"), "{:?}", stored.payload);
     Ok(())
 }
@@ -190,9 +216,14 @@ async fn live_words_cross_between_two_edges_and_come_back_after_a_cut() -> anyho
     let showing = runs(&cluster, &b, "demo", "display").await?;
     let lines = async || {
         let text = cluster.kubectl_ok(&["logs", "-n", "demo", "display"]).await?;
-        Ok::<_, anyhow::Error>(text.lines().filter(|line| line.starts_with("live app.demo.temp {\"n\":")).count())
+        Ok::<_, anyhow::Error>(
+            text.lines().filter(|line| line.starts_with("live app.demo.temp {\"n\":")).count(),
+        )
     };
-    eventually("the display on edge-b shows what the sensor on edge-a says", 30, async || Ok(lines().await? > 10)).await?;
+    eventually("the display on edge-b shows what the sensor on edge-a says", 30, async || {
+        Ok(lines().await? > 10)
+    })
+    .await?;
 
     a.cut()?;
     cluster.ready("edge-a", "Unknown").await?;

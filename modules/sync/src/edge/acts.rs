@@ -63,6 +63,8 @@ pub enum Act {
     },
     /// Look at the machine.
     Inspect,
+    /// Look at what really stands in the local bucket.
+    LookAtStore,
 }
 
 /// The cursor's revision and value at the hub, if it has one, and the state of the stream here.
@@ -113,6 +115,8 @@ pub enum Done {
     },
     /// What the machine is.
     Inspected(Box<NodeReport>),
+    /// The keys that stand in the local bucket.
+    StoreHas(Vec<String>),
 }
 
 /// All that the module reads and writes.

@@ -23,9 +23,21 @@ pub(super) struct Batch {
 }
 
 impl Sync {
+    /// Lists and repairs, as soon as the node's own entries are read and the hub knows the node.
     pub(super) fn contact(&mut self, now: Timestamp, effects: &mut Effects) {
+        if !self.local_current || !self.link.up || !self.link.known {
+            return;
+        }
         let step = self.down.connect(self.pull_pace.step_bytes());
         self.steps(vec![step], now, effects);
+    }
+
+    /// What the server lost in a crash of its own is no longer held, so the list finds it missing.
+    pub(super) fn store_has(&mut self, keys: &[String], now: Timestamp, effects: &mut Effects) {
+        let there = keys.iter().filter_map(|key| DesiredKey::parse_local(key)).collect();
+        if self.down.store_has(&there) > 0 {
+            self.contact(now, effects);
+        }
     }
 
     pub(super) fn steps(&mut self, steps: Vec<down::Step>, now: Timestamp, effects: &mut Effects) {

@@ -20,6 +20,9 @@ pub(super) struct Link {
     pub(super) answered_at: Option<Timestamp>,
     pub(super) down_since: Option<Timestamp>,
     pub(super) hub_boot_id: String,
+    /// The hub has the Node object: what it keeps for the node (its consumer) is there, or will be in a moment.
+    pub(super) known: bool,
+    /// The node has told the hub what it is, as it is now.
     pub(super) hub_knows: bool,
     pub(super) untold: Option<Returned>,
 }
@@ -70,18 +73,21 @@ impl Sync {
         if !ack.known && self.link.hub_knows {
             self.link.hub_knows = false;
         }
-        if !self.link.up {
+        let returned = !self.link.up;
+        let joined = ack.known && !self.link.known;
+        self.link.known = ack.known;
+        if returned {
             self.link.up = true;
             let away = self.link.down_since.take().map(|since| now.since_ms(since));
             self.link.untold = Some(Returned { away_ms: away, looked: BTreeSet::new() });
+        }
+        if returned || restarted {
+            // What a lane waits for from a hub that is gone never comes.
             for lane in Lane::ALL {
                 self.lane(lane, now, effects, |up| vec![up.connect()]);
             }
-        } else if !restarted {
-            self.announce(now, effects);
-            return;
         }
-        if self.local_current {
+        if returned || restarted || joined {
             self.contact(now, effects);
         }
         self.announce(now, effects);
@@ -135,6 +141,7 @@ impl Sync {
             self.link.untold = None;
             self.link.down_since = self.link.answered_at;
             self.link.hub_knows = false;
+            self.link.known = false;
             self.down.disconnect();
             self.pull_pace.lost();
             self.asking = false;

@@ -26,6 +26,9 @@ use heartbeat::Link;
 pub const NAME: &str = "sync";
 /// After a failure, the next try.
 const RETRY_MS: u64 = 1_000;
+/// How often the local bucket is looked at. Its watch goes on after a crash of the server where it was, so it does not
+/// tell what the server lost in it.
+const LOOK_INTERVAL_MS: u64 = 15_000;
 /// How often the machine is looked at.
 const INSPECT_INTERVAL_MS: u64 = 30_000;
 
@@ -52,6 +55,7 @@ pub struct Sync {
     report: Option<NodeReport>,
     report_sequence: u64,
     inspected_at: Option<Timestamp>,
+    looked_at: Option<Timestamp>,
     notices: Vec<(String, String)>,
     events: u64,
 }
@@ -96,6 +100,7 @@ impl Sync {
             report: None,
             report_sequence: 0,
             inspected_at: None,
+            looked_at: None,
             notices,
             events: 0,
         }
@@ -115,6 +120,10 @@ impl Sync {
         if self.inspected_at.is_none_or(|at| now.since_ms(at) >= INSPECT_INTERVAL_MS) {
             self.inspected_at = Some(now);
             effects.push(Effect::Act(Act::Inspect));
+        }
+        if self.local_current && self.looked_at.is_none_or(|at| now.since_ms(at) >= LOOK_INTERVAL_MS) {
+            self.looked_at = Some(now);
+            effects.push(Effect::Act(Act::LookAtStore));
         }
         if !self.link.up {
             return;
@@ -168,9 +177,7 @@ impl Module for Sync {
             }
             Input::Current { .. } => {
                 self.local_current = true;
-                if self.link.up {
-                    self.contact(now, &mut effects);
-                }
+                self.contact(now, &mut effects);
             }
             Input::Answered { token: HEARTBEAT, outcome } => self.beaten(outcome, now, &mut effects),
             Input::Answered { token, outcome } => self.answered(token, outcome, now, &mut effects),

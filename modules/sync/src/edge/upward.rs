@@ -97,6 +97,7 @@ impl Sync {
                 }
                 self.lane(lane, now, effects, |up| up.committed(outcome));
             }
+            Done::StoreHas(keys) => self.store_has(&keys, now, effects),
             Done::Inspected(mut report) => {
                 let before = self.report.take();
                 let sequence = before.as_ref().map_or(0, |report| report.sequence);
