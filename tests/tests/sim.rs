@@ -72,7 +72,7 @@ fn a_seed_is_a_whole_run() {
 /// The leaf loses part of the node's bucket in a crash while the runtime runs on: it is repaired, and nothing stops.
 #[test]
 fn a_leaf_that_loses_entries_is_repaired() {
-    for seed in 0..20 {
+    for seed in 0..6 {
         let outcome = run_one(seed, |w| {
             server::stop(w, 1);
             let local = schemas::subject::bucket_stream(schemas::subject::BUCKET_LOCAL);

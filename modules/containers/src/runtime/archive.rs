@@ -38,23 +38,20 @@ fn archives(dir: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
 }
 
 impl Archives {
-    /// Imports every archive of the configured directories that is new. Says whether there was one.
-    pub async fn import_new(&self, runtime: &Runtime) -> bool {
+    /// Imports every archive of the configured directories that is new.
+    pub async fn import_new(&self, runtime: &Runtime) {
         let mut known = self.0.lock().await; // held: two pods that start together import once
-        let mut any = false;
         for archive in runtime.config.image_dirs.iter().flat_map(|dir| archives(dir)) {
             if known.contains(&archive) {
                 continue;
             }
             match runtime.import_archive(&archive.0).await {
                 Ok(names) => tracing::info!(archive = %archive.0.display(), ?names, "images imported"),
-                Err(error) if error.is_unreachable() => return any,
+                Err(error) if error.is_unreachable() => return,
                 Err(error) => tracing::warn!(archive = %archive.0.display(), %error, "archive passed over"),
             }
-            any = true;
             known.insert(archive);
         }
-        any
     }
 }
 
@@ -65,7 +62,9 @@ impl Runtime {
             matches!(error, RuntimeError::ImageNeverPull { .. } | RuntimeError::ImageAbsent { .. })
         };
         match self.image(reference, pull_policy).await {
-            Err(error) if absent(&error) && self.archives.import_new(self).await => {
+            Err(error) if absent(&error) => {
+                // Looked for again in any case: another pod's start may just have imported it.
+                self.archives.import_new(self).await;
                 self.image(reference, pull_policy).await
             }
             found => found,
