@@ -91,7 +91,10 @@ pub fn direction(members: &[Member]) -> Vec<String> {
                     ));
                 }
             // The tests look at streams with the raw client: an outside judge must not see through our eyes.
-            } else if dependency == NATS_CLIENT && !["bus", "tests"].contains(&member.dir.as_str()) && !example {
+            } else if dependency == NATS_CLIENT
+                && !["bus", "tests"].contains(&member.dir.as_str())
+                && !example
+            {
                 complaints
                     .push(format!("{name} depends on {NATS_CLIENT}: only bus does; use what bus gives"));
             } else if member.dir == "schemas" && NOT_IN_SCHEMAS.contains(&dependency.as_str()) {

@@ -318,10 +318,8 @@ impl Both {
             .filter_map(|(sequence, _)| self.desired.at(*sequence))
             .map(|stored| (stored.sequence, stored.subject.clone(), stored.payload.len()))
             .collect();
-        let mut seen: Vec<_> = real
-            .iter()
-            .map(|p| (p.revision, subject::kv(BUCKET_DESIRED, &p.key), p.payload.len()))
-            .collect();
+        let mut seen: Vec<_> =
+            real.iter().map(|p| (p.revision, subject::kv(BUCKET_DESIRED, &p.key), p.payload.len())).collect();
         if std::mem::take(&mut self.given_back) {
             seen.sort();
             model.sort();
@@ -459,7 +457,9 @@ async fn a_pull_leaves_nothing_behind() {
                 link::acknowledge(&edge, &acks).await.unwrap();
             }
         };
-        tokio::time::timeout(SOON, all).await.unwrap_or_else(|_| panic!("round {round}: {SOON:?} were not enough"));
+        tokio::time::timeout(SOON, all)
+            .await
+            .unwrap_or_else(|_| panic!("round {round}: {SOON:?} were not enough"));
         writer.await.unwrap();
     }
 }

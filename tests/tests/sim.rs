@@ -107,7 +107,10 @@ fn ack_before_flush_is_caught() {
 
 #[test]
 fn ack_before_effects_is_caught() {
-    is_caught(Planted::AckBeforeEffects, &["has not the status that was reported last", "still being deleted"]);
+    is_caught(
+        Planted::AckBeforeEffects,
+        &["has not the status that was reported last", "still being deleted"],
+    );
 }
 
 #[test]

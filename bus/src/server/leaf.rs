@@ -204,6 +204,13 @@ impl LeafServer {
         Ok(())
     }
 
+    /// Starts the server anew, with the same configuration. For one that has given its links up (see the node's watchdog);
+    /// its clients lose their connections for a moment.
+    pub async fn restart(&self) -> Result<(), ServerError> {
+        let plan = self.state.lock().await.plan()?;
+        self.within(self.supervisor.replace(plan)).await
+    }
+
     /// A server that is down does not keep its callers: what they changed stands, and is in force once it is up.
     async fn within(&self, change: impl Future<Output = Result<(), ServerError>>) -> Result<(), ServerError> {
         match tokio::time::timeout(CHANGE_TIMEOUT, change).await {

@@ -180,7 +180,9 @@ impl Down {
             }
             let known = lineage.contains(&local.position());
             match (&local.desired.content, known) {
-                (Content::Tombstone, _) => steps.push(Step::Drop(key.clone())),
+                (Content::Tombstone, true) => steps.push(Step::Drop(key.clone())),
+                // A hub that came back empty may yet be restored, with the pod in it: it stays gone.
+                (Content::Tombstone, false) => {}
                 (Content::Object(_), true) => {
                     let mut gone = local.clone();
                     gone.desired.content = Content::Tombstone;
@@ -444,6 +446,19 @@ mod tests {
         down.connect(1000);
         down.page(list(lineage(&[("e1", 0)]), 8, &[("a", 5), ("b", 8)]), 1000);
         assert!(matches!(down.drained(1000).as_deref(), Some([_, Step::Get(get)]) if get.keys == [key("b")]));
+    }
+
+    #[test]
+    fn a_tombstone_is_dropped_only_in_the_history_it_is_of() {
+        for (generation, dropped) in [("g", true), ("h", false)] {
+            let mut down = following();
+            let gone = Desired { content: Content::Tombstone, ..desired("e1", 9) };
+            down.local(key("b"), Some(Local { revision: 9, desired: gone }));
+            down.connect(1000);
+            let lineage = Lineage { generation: generation.into(), ..lineage(&[("e1", 0)]) };
+            let steps = down.page(list(lineage, 9, &[("a", 5)]), 1000);
+            assert_eq!(steps.contains(&Step::Drop(key("b"))), dropped, "{generation}");
+        }
     }
 
     #[test]
