@@ -13,6 +13,7 @@
 //! * [`link`] an edge's side of the link to the hub: byte-bounded pulls, atomic batches with a cursor
 //! * [`stream`] credit-bounded byte streams (logs, exec)
 //! * [`tool`] what a tool at a prompt needs: listen, publish, ask
+//! * [`program`] log and stop signal of the programs around a host
 //! * [`connection`] connecting; [`server`] supervising a `nats-server`; [`identity`] keys and permissions
 
 pub mod connection;
@@ -22,6 +23,7 @@ pub mod host;
 pub mod identity;
 pub mod link;
 pub mod module;
+pub mod program;
 pub mod provision;
 pub mod runner;
 pub mod server;

@@ -14,9 +14,9 @@ mod wiring;
 
 use std::process::ExitCode;
 
+use bus::program;
 use clap::Parser;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use config::{Args, Command, Config};
 
@@ -26,10 +26,10 @@ fn main() -> ExitCode {
         Some(Command::LogPump { .. }) => return containers::runtime::logs::log_pump_main(),
         Some(Command::Join(join)) => block_on(join::join(join)),
         None => Config::load(args.run).and_then(|config| {
-            logging(config.log_json);
+            program::logging(config.log_json);
             block_on(async {
                 let stop = CancellationToken::new();
-                tokio::spawn(stop_on_signal(stop.clone()));
+                tokio::spawn(program::stop_on_signal(stop.clone()));
                 wiring::run(config, stop).await
             })
         }),
@@ -52,31 +52,4 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
         .enable_all()
         .build()?;
     runtime.block_on(work)
-}
-
-fn logging(json: bool) {
-    let filter =
-        EnvFilter::try_from_env("EDGEWIRE_LOG").unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json {
-        builder.json().init();
-    } else {
-        use std::io::IsTerminal;
-        builder.with_ansi(std::io::stderr().is_terminal()).init();
-    }
-}
-
-async fn stop_on_signal(stop: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping");
-    stop.cancel();
 }

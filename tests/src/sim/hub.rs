@@ -129,8 +129,7 @@ pub fn replace_store(w: &mut World, by_backup: bool) {
     if w.random.per_mille(500) {
         lose_consumers(w);
     }
-    w.checks.ledger = ledger;
-    w.checks.diverged = true;
+    w.checks.replaced_store(ledger);
     super::users::look_again(w);
 }
 

@@ -1,6 +1,7 @@
 //! Everything of a node is killed, in turn and together, with the link cut: what runs is adopted, or comes back from the
 //! disk alone. A damaged store stops nothing.
 
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -86,6 +87,24 @@ fn local_block(edge: &Edge) -> anyhow::Result<PathBuf> {
         .ok_or_else(|| anyhow::anyhow!("no block"))
 }
 
+/// Damages the middle of it in place, as a disk would: the server has the file open.
+fn flip_a_byte(edge: &Edge) -> anyhow::Result<()> {
+    let block = std::fs::File::options().read(true).write(true).open(local_block(edge)?)?;
+    let middle = block.metadata()?.len() / 2;
+    let mut byte = [0];
+    block.read_exact_at(&mut byte, middle)?;
+    block.write_all_at(&[byte[0] ^ 0x20], middle)?;
+    Ok(())
+}
+
+/// How often a repair of the node's store was told.
+async fn repairs(cluster: &Cluster) -> anyhow::Result<u64> {
+    let list =
+        cluster.kubectl_json(&["get", "events", "-A", "--field-selector=reason=StoreRepaired"]).await?;
+    let items = list["items"].as_array().into_iter().flatten();
+    Ok(items.map(|event| event["count"].as_u64().unwrap_or(1)).sum())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_byte_stops_no_pod_and_is_repaired() -> anyhow::Result<()> {
     let cluster = Cluster::new("flip").await?;
@@ -101,16 +120,7 @@ async fn a_flipped_byte_stops_no_pod_and_is_repaired() -> anyhow::Result<()> {
     let before: Vec<_> = running.iter().collect();
 
     edge.cut()?;
-    let block = local_block(&edge)?;
-    let mut bytes = std::fs::read(&block)?;
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x20;
-    // In place, as a disk would: the server has the file open.
-    std::os::unix::fs::FileExt::write_all_at(
-        &std::fs::File::options().write(true).open(&block)?,
-        &bytes[middle..=middle],
-        middle as u64,
-    )?;
+    flip_a_byte(&edge)?;
     edge.kill9_all().await?;
     edge.start().await?;
     agent_serves(&edge).await?;
@@ -120,6 +130,14 @@ async fn a_flipped_byte_stops_no_pod_and_is_repaired() -> anyhow::Result<()> {
     cluster.ready("edge-a", "True").await?;
     println!("told: {}", told(&cluster, &["StoreRepaired", "StoreReplaced"], "edge-a").await?);
     the_same(&edge, &before, "while it is repaired")?;
+
+    // The server alone falls, over another such byte, while the agent and the hub look on.
+    let so_far = repairs(&cluster).await?;
+    flip_a_byte(&edge)?;
+    edge.kill9_leaf().await?;
+    eventually("the second repair is told", 90, async || Ok(repairs(&cluster).await? > so_far)).await?;
+    the_same(&edge, &before, "while it is repaired again")?;
+
     // The node follows the hub again, for each of them.
     cluster.apply(&pod("four", "edge-a", IDLE).to_string()).await?;
     runs(&cluster, &edge, "default", "four").await?;
