@@ -2,6 +2,7 @@
 //! must be the same. What is asked goes through `bus`, so the client's side is the one that modules use.
 //!
 //! `EDGEWIRE_MODEL_SEED=<seed>` runs one program again.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // a panic is how a test fails
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 //!
 //! A failure prints its seed; `EDGEWIRE_SIM_SEED=<seed> cargo test -p tests --test sim one_seed -- --nocapture` runs it again,
 //! with what happened before. `EDGEWIRE_SIM_SEEDS=<count>` runs more.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // a panic is how a test fails
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -174,17 +174,17 @@ pub fn stored(w: &mut World, at: usize, stream: &str, before: Option<&Stored>, s
         object_written(w, before, stored);
     } else if stream == subject::bucket_stream(BUCKET_DESIRED) {
         let desired = schemas::decode::<Desired>(&stored.payload);
-        if let Ok(Desired { content: Content::Object(object), .. }) = &desired {
-            if w.checks.diverged {
-                w.checks.told.insert((stored.subject.clone(), version(object)));
-            }
+        if let Ok(Desired { content: Content::Object(object), .. }) = &desired
+            && w.checks.diverged
+        {
+            w.checks.told.insert((stored.subject.clone(), version(object)));
         }
         let key = stored.subject.strip_prefix("$KV.desired.").and_then(subject::DesiredKey::parse_desired);
-        if let (Ok(Desired { content: Content::Tombstone, .. }), Some((node, key))) = (desired, key) {
-            if key.plural == "pods" && !w.checks.doomed.contains(&key.uid) {
-                w.checks
-                    .fail(format!("the hub tells {node} that {} is gone, and nobody deleted it", key.uid));
-            }
+        if let (Ok(Desired { content: Content::Tombstone, .. }), Some((node, key))) = (desired, key)
+            && key.plural == "pods"
+            && !w.checks.doomed.contains(&key.uid)
+        {
+            w.checks.fail(format!("the hub tells {node} that {} is gone, and nobody deleted it", key.uid));
         }
     }
 }
@@ -217,13 +217,11 @@ fn cursor_moved(w: &mut World, stored: &Stored) {
         return;
     };
     let before = w.checks.ledger.cursors.insert(stored.subject.clone(), cursor.clone());
-    if let Some(before) = before.filter(|before| before.outbox_generation == cursor.outbox_generation) {
-        if cursor.sequence <= before.sequence {
-            w.checks.fail(format!(
-                "cursor {} goes from {} to {}",
-                stored.subject, before.sequence, cursor.sequence
-            ));
-        }
+    if let Some(before) = before.filter(|before| before.outbox_generation == cursor.outbox_generation)
+        && cursor.sequence <= before.sequence
+    {
+        w.checks
+            .fail(format!("cursor {} goes from {} to {}", stored.subject, before.sequence, cursor.sequence));
     }
 }
 

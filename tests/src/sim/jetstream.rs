@@ -151,10 +151,10 @@ impl Stream {
 
     /// Stores one message, if the subject's last sequence is as expected (0: none).
     pub fn publish(&mut self, new: New, expect: Option<u64>, now_ms: u64) -> Result<u64, Refused> {
-        if let Some((sequence, at)) = new.headers.get(MSG_ID).and_then(|id| self.ids.get(id)) {
-            if now_ms < at + DUPLICATE_WINDOW_MS {
-                return Ok(*sequence);
-            }
+        if let Some((sequence, at)) = new.headers.get(MSG_ID).and_then(|id| self.ids.get(id))
+            && now_ms < at + DUPLICATE_WINDOW_MS
+        {
+            return Ok(*sequence);
         }
         self.check(&new.subject, expect)?;
         let replaced = self.replaced(&new.subject).map_or(0, Stored::size_bytes);

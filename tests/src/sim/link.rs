@@ -103,10 +103,10 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
         Act::Trim { lane, sequence } => {
             let delay = w.near_us();
             w.after(delay, move |w| {
-                if w.servers[edge + 1].up {
-                    if let Some(stream) = w.servers[edge + 1].server.stream_mut(streams(lane).0) {
-                        stream.purge(lane.filter(), sequence);
-                    }
+                if w.servers[edge + 1].up
+                    && let Some(stream) = w.servers[edge + 1].server.stream_mut(streams(lane).0)
+                {
+                    stream.purge(lane.filter(), sequence);
                 }
             });
         }

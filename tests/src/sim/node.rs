@@ -252,11 +252,11 @@ impl Hosted for Containers {
         w.after(delay, move |w| {
             // An agent that died meanwhile may have got so far, or not.
             let alive = w.edges[edge].containers.incarnation == incarnation;
-            if alive || finished {
-                if let Some(done) = carry_out(w, edge, act) {
-                    let delay = w.near_us();
-                    w.after(delay, move |w| runner::done::<Self>(w, edge, incarnation, done));
-                }
+            if (alive || finished)
+                && let Some(done) = carry_out(w, edge, act)
+            {
+                let delay = w.near_us();
+                w.after(delay, move |w| runner::done::<Self>(w, edge, incarnation, done));
             }
         });
     }
@@ -349,10 +349,10 @@ fn start_container(w: &mut World, edge: usize, uid: &str, start: &containers::ef
     let now = w.now();
     let started =
         |since| Started { ip: "10.1.0.2".into(), image: "sim".into(), image_id: "sha".into(), since };
-    if let Some(there) = w.edges[edge].containerd.containers.get(&id) {
-        if there.state == ContainerState::Running {
-            return started(there.started_at);
-        }
+    if let Some(there) = w.edges[edge].containerd.containers.get(&id)
+        && there.state == ContainerState::Running
+    {
+        return started(there.started_at);
     }
     w.tell(|| {
         format!("pod {uid:.8} on node {edge}: attempt {} of {} starts", start.attempt, start.container)

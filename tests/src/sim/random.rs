@@ -11,7 +11,7 @@ impl Random {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,7 +21,7 @@ impl Random {
 
     /// A number below `end`; 0 when `end` is 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        if end == 0 { 0 } else { self.next() % end }
+        if end == 0 { 0 } else { self.bits() % end }
     }
 
     /// A number of the range, `to` not included.
@@ -44,8 +44,8 @@ impl Random {
     pub fn uid(&mut self) -> String {
         let mut bytes = [0u8; 16];
         let (high, low) = bytes.split_at_mut(8);
-        high.copy_from_slice(&self.next().to_be_bytes());
-        low.copy_from_slice(&self.next().to_be_bytes());
+        high.copy_from_slice(&self.bits().to_be_bytes());
+        low.copy_from_slice(&self.bits().to_be_bytes());
         schemas::object::uid_from(bytes)
     }
 }
