@@ -120,11 +120,21 @@ impl Api {
 }
 
 fn pod(name: &str) -> Value {
+    pod_with(name, &json!([]), &json!([]))
+}
+
+/// A pod that mounts the ConfigMap.
+fn reader() -> Value {
+    let volumes = json!([{"name": "v", "configMap": {"name": "settings"}}]);
+    pod_with("reader", &volumes, &json!([{"name": "v", "mountPath": "/etc/settings"}]))
+}
+
+fn pod_with(name: &str, volumes: &Value, mounts: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{
+        "spec": {"terminationGracePeriodSeconds": 1, "volumes": volumes, "containers": [{
             "name": "c", "image": IMAGE, "imagePullPolicy": "Never",
-            "command": ["/bin/busybox", "sleep", "100000"],
+            "command": ["/bin/busybox", "sleep", "100000"], "volumeMounts": mounts,
         }]},
     })
 }
@@ -145,10 +155,7 @@ async fn config_changes(cluster: &Cluster, api: &Api) -> anyhow::Result<Vec<Dura
     let path = "/api/v1/namespaces/default/configmaps";
     let config = |n: usize| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"n": n.to_string()}});
     api.send(reqwest::Method::POST, path, &config(0)).await?;
-    let mut reader = pod("reader");
-    reader["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "settings"}}]);
-    reader["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/etc/settings"}]);
-    api.send(reqwest::Method::POST, PODS_PATH, &reader).await?;
+    api.send(reqwest::Method::POST, PODS_PATH, &reader()).await?;
     let file = loop {
         let found = std::process::Command::new("find")
             .arg(cluster.edge("edge-a")?.data_dir())

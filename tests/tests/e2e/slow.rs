@@ -31,6 +31,11 @@ async fn forty_pods_arrive_over_64_kbit_with_one_connection() -> anyhow::Result<
     edge.throttle(64).await?;
     cluster.ready("edge-a", "True").await?;
     eventually("the link goes through the slow proxy", 30, async || Ok(edge.connections() >= 2)).await?;
+    // Both of its halves work: a cut in the middle of a handshake is another matter.
+    acked_more(&edge, 4).await?;
+    all_arrived(&cluster, &edge, 60).await?;
+    cluster.kubectl_ok(&["exec", "-n", "demo", "sensor", "--", "/no-such-program"]).await.unwrap_err();
+    cluster.ready("edge-a", "True").await?;
 
     edge.cut()?;
     cluster.ready("edge-a", "Unknown").await?;
