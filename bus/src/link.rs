@@ -91,7 +91,7 @@ pub async fn pull(
 ) -> Result<(Vec<Pulled>, Duration), LinkError> {
     let there = json!({"batch": BATCH_MESSAGES_MAX, "max_bytes": max_bytes, "no_wait": true});
     let took = request(bus, node, &there, BATCH_MESSAGES_MAX, patience).await?;
-    if !took.0.is_empty() {
+    if !took.0.is_empty() || wait.is_zero() {
         return Ok(took);
     }
     let one = json!({"batch": 1, "expires": u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)});

@@ -269,6 +269,11 @@ impl Down {
         verdicts
     }
 
+    /// Did the list name what is still not here?
+    pub fn is_missing_any(&self) -> bool {
+        !self.missing.is_empty()
+    }
+
     /// Is it following the hub, with nothing missing?
     pub fn is_settled(&self) -> bool {
         self.phase == Phase::Following && self.missing.is_empty() && self.writing.is_empty()

@@ -17,7 +17,7 @@ use crate::facts::{self, NodeConfig};
 /// A pull waits so long for the first entry.
 const PULL_WAIT: Duration = Duration::from_secs(10);
 /// An answer to a pull is waited for so long; doubled after each that did not come, up to the second.
-const PATIENCE_MIN_S: u64 = 10;
+const PATIENCE_MIN_S: u64 = 5;
 const PATIENCE_MAX_S: u64 = 300;
 /// A read of the node's stream waits so long for something to come.
 const READ_WAIT: Duration = Duration::from_secs(5);
@@ -81,9 +81,10 @@ async fn read(bus: &Bus, lane: Lane, from: u64, max_bytes: usize) -> Result<Vec<
 impl Rim<Sync> for EdgeRim {
     async fn act(&self, bus: &Handles, act: Act) -> Option<Done> {
         match act {
-            Act::Pull { round, max_bytes } => {
+            Act::Pull { round, max_bytes, wait } => {
+                let wait = if wait { PULL_WAIT } else { Duration::ZERO };
                 let patience = Duration::from_secs(self.pull_patience_s.load(Ordering::Relaxed));
-                let outcome = link::pull(&bus.control, &self.node, max_bytes, PULL_WAIT, patience).await;
+                let outcome = link::pull(&bus.control, &self.node, max_bytes, wait, patience).await;
                 // An entry that takes longer than we wait would never arrive.
                 let next = if outcome.is_ok() { PATIENCE_MIN_S } else { patience.as_secs() * 2 };
                 self.pull_patience_s.store(next.min(PATIENCE_MAX_S), Ordering::Relaxed);

@@ -49,7 +49,7 @@ fn streams(lane: Lane) -> (&'static str, &'static str) {
 /// Carries out one act of a node's sync.
 pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
     match act {
-        Act::Pull { round, max_bytes } => pull(w, edge, incarnation, round, max_bytes),
+        Act::Pull { round, max_bytes, wait } => pull(w, edge, incarnation, (round, max_bytes, wait)),
         Act::Acknowledge(acks) => {
             for ack in acks {
                 w.cross(edge, move |w| acknowledge(w, &ack));
@@ -129,7 +129,7 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
     }
 }
 
-fn pull(w: &mut World, edge: usize, incarnation: u64, round: u64, max_bytes: usize) {
+fn pull(w: &mut World, edge: usize, incarnation: u64, (round, max_bytes, wait): (u64, usize, bool)) {
     let asked_us = w.at_us;
     let at_hub = move |w: &mut World, asker: &Asker<Option<Vec<Pulled>>>| {
         let name = subject::desired_consumer(&w.edges[asker.edge].name);
@@ -139,7 +139,12 @@ fn pull(w: &mut World, edge: usize, incarnation: u64, round: u64, max_bytes: usi
             return;
         }
         let waiting = WaitingPull { asker: asker.clone(), max_bytes };
-        if !serve(w, &waiting) {
+        if serve(w, &waiting) {
+            return;
+        }
+        if !wait {
+            asker.answer(w, Some(Vec::new()));
+        } else {
             w.servers[HUB].pulls.push(waiting);
             let asker = asker.clone();
             w.after(PULL_WAIT, move |w| {

@@ -19,6 +19,8 @@ pub enum Act {
         round: u64,
         /// At most so many bytes.
         max_bytes: usize,
+        /// Wait for something to come, if nothing is there.
+        wait: bool,
     },
     /// Acknowledge what was pulled.
     Acknowledge(Vec<String>),

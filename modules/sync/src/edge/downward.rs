@@ -50,6 +50,8 @@ impl Sync {
                     effects.push(Effect::Act(Act::Pull {
                         round: self.pull_round,
                         max_bytes: self.pull_pace.step_bytes(),
+                        // What the consumer does not have at once has to be asked for by name.
+                        wait: !self.down.is_missing_any(),
                     }));
                 }
                 down::Step::Write(key, local) => self.write(0, key, &local, effects),
