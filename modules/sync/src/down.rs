@@ -27,6 +27,8 @@ pub struct Down {
     lineage: Option<Lineage>,
     phase: Phase,
     missing: BTreeSet<DesiredKey>,
+    /// Came in, and could not be taken then: asked for by name after the next list, whatever that list says.
+    unplaced: BTreeSet<DesiredKey>,
     orphans: BTreeSet<DesiredKey>,
     /// Held, and not in the store when it was looked at last.
     doubtful: BTreeSet<DesiredKey>,
@@ -113,7 +115,7 @@ impl Down {
     /// Contact: for the first time, again, or with a hub that was restarted.
     pub fn connect(&mut self, max_bytes: usize) -> Step {
         self.phase = Phase::Listing { at_revision: 0, listed: BTreeMap::new() };
-        self.missing.clear();
+        self.unplaced.append(&mut self.missing);
         self.list(None, 0, max_bytes)
     }
 
@@ -170,6 +172,7 @@ impl Down {
             })
             .map(|(key, _)| key.clone())
             .collect();
+        self.missing.append(&mut self.unplaced);
         let mut orphans = BTreeSet::new();
         let absent = self.held.iter().filter(|(key, _)| !listed.contains_key(key));
         for (key, local) in absent {
@@ -213,11 +216,12 @@ impl Down {
 
     /// An entry came in, pulled or asked for.
     pub fn offer(&mut self, key: &DesiredKey, revision: u64, desired: Desired) -> Verdict {
-        let Some(lineage) = &self.lineage else { return Verdict::Unplaced };
         let incoming = Local { revision, desired };
-        if !lineage.contains(&incoming.position()) {
+        let Some(lineage) = self.lineage.as_ref().filter(|lineage| lineage.contains(&incoming.position()))
+        else {
+            self.unplaced.insert(key.clone());
             return Verdict::Unplaced;
-        }
+        };
         self.missing.remove(key);
         if let Some(held) = self.newest(key) {
             let gone = held.desired.content == Content::Tombstone;

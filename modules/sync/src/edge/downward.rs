@@ -113,18 +113,22 @@ impl Sync {
         now: Timestamp,
         effects: &mut Effects,
     ) {
-        if round != self.pull_round || !self.down.is_following() {
-            return;
-        }
+        let present = round == self.pull_round && self.down.is_following();
+        // Entries of an older round are taken too: the consumer holds them delivered, and would give them again only after
+        // its deadline. Only what comes next is the present round's matter.
         let pulled = match outcome {
             Ok(pulled) => pulled,
-            Err(_) => {
+            Err(_) if present => {
                 self.pull_pace.lost();
                 self.retry_down_at = Some(now.plus_ms(RETRY_MS));
                 return;
             }
+            Err(_) => return,
         };
         if pulled.is_empty() {
+            if !present {
+                return;
+            }
             match self.down.drained(self.pull_pace.step_bytes()) {
                 Some(steps) => self.steps(steps, now, effects),
                 None => self.steps(vec![down::Step::Pull], now, effects),
@@ -158,9 +162,9 @@ impl Sync {
         }
         self.batches.insert(round, batch);
         self.settle(round, effects);
-        if unplaced {
+        if unplaced && !self.down.is_listing() {
             self.contact(now, effects);
-        } else if self.down.is_following() && !self.batches.contains_key(&round) {
+        } else if !unplaced && present && !self.batches.contains_key(&round) {
             self.steps(vec![down::Step::Pull], now, effects);
         }
     }
@@ -226,7 +230,8 @@ impl Sync {
                     }
                 }
                 if unplaced {
-                    self.contact(now, effects);
+                    // Paced: an entry whose epoch no list ever names must not make this turn round and round.
+                    self.retry_down_at = Some(now.plus_ms(RETRY_MS));
                 } else {
                     self.steps(vec![down::Step::Pull], now, effects);
                 }

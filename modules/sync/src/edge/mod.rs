@@ -190,3 +190,81 @@ impl Module for Sync {
         effects
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bus::link::Pulled;
+    use schemas::command::Reply;
+    use schemas::desired::{Content, Desired, Epoch, Lineage, ListPage};
+    use schemas::object::Object;
+    use schemas::report::HeartbeatAck;
+    use schemas::subject;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    fn beat(sync: &mut Sync, hub: &str) -> Effects {
+        sync.apply(Input::Tick, NOW);
+        let ack = HeartbeatAck { sequence: 1, at: NOW, known: true, hub_boot_id: hub.into() };
+        sync.apply(Input::Answered { token: HEARTBEAT, outcome: Ok(schemas::encode(&ack)) }, NOW)
+    }
+
+    fn list(sync: &mut Sync, epochs: &[(&str, u64)]) -> Effects {
+        let epochs = epochs.iter().map(|(id, start)| Epoch { id: (*id).into(), start: *start }).collect();
+        let lineage = Lineage { generation: "g".into(), epochs };
+        let page = ListPage { lineage, at_revision: 3, entries: Vec::new(), more: false };
+        let outcome = Ok(schemas::encode(&Reply::Ok(page)));
+        sync.apply(Input::Answered { token: LIST, outcome }, NOW)
+    }
+
+    fn pulled(sync: &mut Sync, round: u64, epoch: &str) -> Effects {
+        let desired = Desired {
+            generation: "g".into(),
+            epoch: epoch.into(),
+            resource_version: 9,
+            content: Content::Object(Object::new("v1", "Pod", "d", "late")),
+        };
+        let entry = Pulled {
+            key: "n1.pods.d.late.u".into(),
+            revision: 4,
+            payload: schemas::encode(&desired),
+            ack: "ack".into(),
+        };
+        sync.apply(Input::Done(Done::Pulled { round, outcome: Ok(vec![entry]), took_ms: 0 }), NOW)
+    }
+
+    fn following() -> Sync {
+        let mut sync = Sync::new(NodeName::new("n1").unwrap(), "b".into(), Vec::new());
+        sync.apply(Input::Current { bucket: subject::BUCKET_LOCAL.into(), filter: ">".into() }, NOW);
+        beat(&mut sync, "h1");
+        list(&mut sync, &[("e1", 1)]);
+        sync
+    }
+
+    fn writes(effects: &Effects) -> usize {
+        effects.iter().filter(|effect| matches!(effect, Effect::Put { .. })).count()
+    }
+
+    #[test]
+    fn what_a_pull_brings_while_a_list_is_out_is_taken() {
+        let mut sync = following();
+        sync.contact(NOW, &mut Vec::new());
+        assert_eq!(writes(&pulled(&mut sync, 1, "e1")), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_placed_is_asked_for_after_the_next_list_even_if_that_does_not_name_it() {
+        let mut sync = following();
+        let effects = pulled(&mut sync, 1, "e2");
+        assert_eq!(writes(&effects), 0, "its epoch is not known yet");
+        let effects = list(&mut sync, &[("e1", 1), ("e2", 3)]);
+        assert!(
+            effects.iter().any(|e| matches!(e, Effect::Act(Act::Pull { wait: false, .. }))),
+            "{effects:?}"
+        );
+        let nothing = Done::Pulled { round: 2, outcome: Ok(Vec::new()), took_ms: 0 };
+        let effects = sync.apply(Input::Done(nothing), NOW);
+        let get = subject::request(&sync.node, "desired.get");
+        assert!(effects.iter().any(|e| matches!(e, Effect::Request { subject, .. } if *subject == get)));
+    }
+}
