@@ -10,7 +10,7 @@
 //! let edge = cluster.edge("edge-a")?;
 //! eventually("the pod runs", 20, async || Ok(edge.running()?.len() == 1)).await?;
 //! edge.cut()?;                                       // packets dropped in silence
-//! edge.reboot()?;                                    // as after a power cut: only the disk is left
+//! edge.reboot().await?;                                  // as after a power cut: only the disk is left
 //! edge.start().await?;
 //! edge.heal()?;
 //! cluster.done().await                               // without it, the end of the logs is printed
