@@ -308,8 +308,10 @@ async fn a_node_does_its_own_work_across_the_leaf_and_nothing_else() {
     let answer = loop {
         let (to, reply) = ("ew.cmd.n1.containers.logs", "ew.str.n1.session");
         admin.publish_with_reply(to, reply, "".into()).await.unwrap();
-        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(200), answers.next()).await {
-            break answer.unwrap();
+        let answer = tokio::time::timeout(Duration::from_millis(200), answers.next()).await;
+        // Until interest has spread the hub's own server answers: nobody hears it (an empty body with a status).
+        if let Some(answer) = answer.ok().flatten().filter(|answer| answer.status.is_none()) {
+            break answer;
         }
         assert!(tokio::time::Instant::now() < until, "no answer from the node");
     };
@@ -561,6 +563,9 @@ async fn users_come_and_go_without_dropping_the_others_and_survive() {
     assert!((1..20).contains(&reloads), "{reloads} reloads for 20 users");
 
     assert!(crosses(&clients[0], &clients[0], "app.ns0.x").await);
+    // From here on: a handshake that met one of the reloads above may have been refused once.
+    let connects = || clients[0].statistics().connects.load(std::sync::atomic::Ordering::Relaxed);
+    let before = connects();
     let (heard, spoken) = ("app.ns1.x", &clients[0]);
     assert!(!crosses(spoken, &clients[1], heard).await, "a pod spoke in another's namespace");
 
@@ -579,8 +584,7 @@ async fn users_come_and_go_without_dropping_the_others_and_survive() {
     .await;
     assert!(try_login(&edge, &pods[1], "x").await.is_none());
     assert!(crosses(&clients[0], &clients[0], "app.ns0.x").await);
-    let connected = clients[0].statistics().connects.load(std::sync::atomic::Ordering::Relaxed);
-    assert_eq!(connected, 1, "an untouched user was dropped");
+    assert_eq!(connects(), before, "an untouched user was dropped");
 
     // A reboot: no server, no supervisor; credentials still hold.
     edge.stop().await.unwrap();
