@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemas::desired::{
     Content, Desired, GetPage, GetRequest, Lineage, ListPage, ListRequest, Local, Position,
 };
-use schemas::name::NodeName;
 use schemas::subject::DesiredKey;
 
 /// Keys asked for in one [`GetRequest`].
@@ -298,11 +297,6 @@ fn written_after_fork(lineage: &Lineage, held: &Position, incoming: &Position) -
         (None, Some(incoming)) => incoming + 1 == lineage.epochs.len(),
         _ => false,
     }
-}
-
-/// Where a node's entries live, for people.
-pub fn describe(node: &NodeName, key: &DesiredKey) -> String {
-    format!("{node}: {} {}/{}", key.plural, key.namespace, key.name)
 }
 
 #[cfg(test)]
