@@ -450,7 +450,7 @@ async fn workloads_of_two_nodes_hear_each_other_on_app_alone() {
     let js = jetstream::new(at_hub.clone());
     js.create_stream(stream::Config {
         name: subject::STREAM_FROM.into(),
-        subjects: vec!["from.>".into(), "_cursor.>".into()],
+        subjects: vec!["_cursor.>".into(), "from.>".into()],
         allow_direct: true,
         allow_atomic_publish: true,
         allow_rollup: true,
@@ -458,6 +458,8 @@ async fn workloads_of_two_nodes_hear_each_other_on_app_alone() {
     })
     .await
     .unwrap();
+    // The node's server learns of a new stream's subjects in their order, and a little later than its maker.
+    eventually("the node knows of the stream", || async { ask(&a, "from.n1.probe", "").await.is_some() }).await;
     let cursor = subject::cursor(&node("n1"), subject::Lane::Workload);
     let committed = batch_of(&a, "w1", "from.n1.default.temp", &cursor, 0).await;
     assert!(committed.get("error").is_none(), "{committed}");
