@@ -459,7 +459,8 @@ async fn workloads_of_two_nodes_hear_each_other_on_app_alone() {
     .await
     .unwrap();
     // The node's server learns of a new stream's subjects in their order, and a little later than its maker.
-    eventually("the node knows of the stream", || async { ask(&a, "from.n1.probe", "").await.is_some() }).await;
+    eventually("the node knows of the stream", || async { ask(&a, "from.n1.probe", "").await.is_some() })
+        .await;
     let cursor = subject::cursor(&node("n1"), subject::Lane::Workload);
     let committed = batch_of(&a, "w1", "from.n1.default.temp", &cursor, 0).await;
     assert!(committed.get("error").is_none(), "{committed}");

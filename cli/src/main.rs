@@ -12,6 +12,7 @@ mod failure;
 mod kubeconfig;
 mod launch;
 mod modules;
+mod node;
 mod nodes;
 mod notices;
 mod place;
@@ -80,6 +81,9 @@ enum Command {
     Req(publish::ReqArgs),
     /// List the nodes
     Nodes(nodes::NodesArgs),
+    /// List the machines that have joined, and shut one out
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// List the modules of the hub and of every node: state, restarts, flows
     Modules(modules::ModulesArgs),
     /// Make, list and revoke the tokens with which nodes join
@@ -112,6 +116,9 @@ struct JoinArgs {
     /// The node's name [default: the machine's]
     #[arg(long, value_name = "NODE")]
     name: Option<schemas::name::NodeName>,
+    /// Join as another machine: make new keys, after the old ones were revoked
+    #[arg(long)]
+    new_keys: bool,
 }
 
 impl JoinArgs {
@@ -122,6 +129,9 @@ impl JoinArgs {
         }
         if let Some(name) = self.name {
             args.extend(["--name".into(), name.as_str().into()]);
+        }
+        if self.new_keys {
+            args.push("--new-keys".into());
         }
         args
     }
@@ -189,6 +199,7 @@ async fn perform(command: Command, screen: &mut Screen, notices: &Notices) -> Ou
         Command::Pub(args) => publish::publish(args, screen, notices).await,
         Command::Req(args) => publish::request(args, screen, notices).await,
         Command::Nodes(args) => nodes::run(args, screen).await,
+        Command::Node(command) => node::run(command, screen).await,
         Command::Modules(args) => modules::run(args, screen, notices).await,
         Command::Token(command) => token::run(command, screen).await,
         Command::Completion { shell } => screen.print(&completion(&shell)).await,

@@ -56,7 +56,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         keys.clone(),
         &tls,
     )
-    .await?;
+    .await
+    .map(Arc::new)?;
     server.ready(READY_TIMEOUT).await?;
     let connector = connector(&server, keys.clone(), &tls);
     let control = provision_all(&connector).await?;
@@ -69,7 +70,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::error!(broken, "the hub's store was replaced; it holds nothing that is not rebuilt");
     }
     let mut host = Host::new(connector, durable, stop.clone());
-    modules(&mut host, &config, &keys, &tls, &boot_id)?;
+    modules(&mut host, &config, &keys, &server, &tls, &boot_id)?;
     let token = access::token(&config.data_dir)?;
     access::write_kubeconfig(&config, &tls, &token, config.api_listen.port())?;
     serve(&mut host, &config, &tls, token)?;
@@ -121,6 +122,7 @@ fn modules(
     host: &mut Host,
     config: &Config,
     keys: &Arc<HubKeys>,
+    server: &Arc<HubServer>,
     tls: &Tls,
     boot_id: &str,
 ) -> anyhow::Result<()> {
@@ -132,10 +134,12 @@ fn modules(
         leafs: at(config.leaf_listen.port(), "tls"),
         bus: at(config.bus_listen.port(), "tls").into_iter().next().unwrap_or_default(),
     };
-    let (keys, ca_pem, ca_sha256) = (keys.clone(), tls.ca_pem.clone(), tls.fingerprint.clone());
+    let (keys, server) = (keys.clone(), server.clone());
+    let (ca_pem, ca_sha256) = (tls.ca_pem.clone(), tls.fingerprint.clone());
     host.module(spec(identity::NAME, identity::flows()), move || {
         let rim = IdentityRim {
             keys: keys.clone(),
+            server: server.clone(),
             ca_pem: ca_pem.clone(),
             ca_sha256: ca_sha256.clone(),
             addresses: addresses.clone(),

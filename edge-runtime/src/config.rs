@@ -48,6 +48,9 @@ pub struct JoinArgs {
     /// Directory for the node's data
     #[arg(long, env = "EDGEWIRE_DATA_DIR", value_name = "DIR", default_value = "/var/lib/edgewire")]
     pub data_dir: PathBuf,
+    /// Join as another machine: make new keys, after the old ones were revoked
+    #[arg(long)]
+    pub new_keys: bool,
 }
 
 /// How to run the node.

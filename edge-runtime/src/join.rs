@@ -31,7 +31,7 @@ pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
         None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_lowercase(),
     };
     let node = NodeName::new(name).context("EW-NODE-NAME: choose one with --name")?;
-    let keys = Keys::load_or_create(&args.data_dir)?;
+    let keys = Keys::load_or_create(&args.data_dir, args.new_keys)?;
     let enroll = Enroll {
         id: token.id.clone(),
         secret: token.secret.clone(),

@@ -1,15 +1,13 @@
 //! The node's process. It only wires: its own server and containerd first, then streams, then the modules.
 //!
 //! * [`config`] settings; [`join`] enrolment; [`membership`] what enrolment left on disk
-//! * [`containerd`] a private containerd; [`network`] the pods' bridge; [`watchdog`] a server that gave its links up;
-//!   [`wiring`] which modules run here
+//! * [`containerd`] a private containerd; [`network`] the pods' bridge; [`wiring`] which modules run here
 
 mod config;
 mod containerd;
 mod join;
 mod membership;
 mod network;
-mod watchdog;
 mod wiring;
 
 use std::process::ExitCode;

@@ -28,16 +28,22 @@ pub struct Keys {
     pub control: nkeys::KeyPair,
     /// For WORK.
     pub work: nkeys::KeyPair,
+    /// New ones, beside those that the node has: they take their place when the hub has taken them.
+    next: bool,
 }
 
+/// What the seed files of keys are called that the hub has not taken yet.
+const NEXT: &str = ".next";
+
 impl Keys {
-    /// Reads them, or makes them.
-    pub fn load_or_create(data_dir: &Path) -> anyhow::Result<Self> {
+    /// Reads them, or makes them. With `new`: others than those that the node has. They are on disk before they are used, so
+    /// that asking again after a lost answer is asking with the same keys.
+    pub fn load_or_create(data_dir: &Path, new: bool) -> anyhow::Result<Self> {
         let dir = dir(data_dir);
         std::fs::create_dir_all(&dir)
             .with_context(|| format!("EW-DATA-DIR: cannot make {}", dir.display()))?;
         let key = |name: &str| -> anyhow::Result<nkeys::KeyPair> {
-            let path = dir.join(format!("{name}.seed"));
+            let path = dir.join(format!("{name}.seed{}", if new { NEXT } else { "" }));
             if let Ok(seed) = std::fs::read_to_string(&path) {
                 return nkeys::KeyPair::from_seed(seed.trim())
                     .map_err(|error| anyhow::anyhow!("{} is not an nkey seed: {error}", path.display()));
@@ -48,7 +54,17 @@ impl Keys {
                 .with_context(|| format!("cannot write {}", path.display()))?;
             Ok(key)
         };
-        Ok(Self { control: key("control")?, work: key("work")? })
+        Ok(Self { control: key("control")?, work: key("work")?, next: new })
+    }
+
+    /// The hub has taken them.
+    fn taken(&self, data_dir: &Path) -> anyhow::Result<()> {
+        for name in ["control", "work"].into_iter().filter(|_| self.next) {
+            let path = dir(data_dir).join(format!("{name}.seed"));
+            let next = dir(data_dir).join(format!("{name}.seed{NEXT}"));
+            std::fs::rename(&next, &path).with_context(|| format!("cannot rename {}", next.display()))?;
+        }
+        Ok(())
     }
 }
 
@@ -67,7 +83,8 @@ pub fn save(data_dir: &Path, node: NodeName, keys: &Keys, enrolled: Enrolled) ->
     write("control.creds", &creds(&enrolled.control_jwt, &keys.control)?)?;
     write("work.creds", &creds(&enrolled.work_jwt, &keys.work)?)?;
     let membership = Membership { node, leaf_urls: enrolled.leaf_urls };
-    write("membership.json", &serde_json::to_string_pretty(&membership)?)
+    write("membership.json", &serde_json::to_string_pretty(&membership)?)?;
+    keys.taken(data_dir)
 }
 
 /// The membership, if the node has joined.

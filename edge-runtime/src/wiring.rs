@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::containerd::{self, Containerd};
-use crate::{membership, network, watchdog};
+use crate::{membership, network};
 
 /// How long the node's bus may take to be ready; a large store takes a while to be read.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,7 +40,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("EW-DATA-DIR: cannot make {}", config.data_dir.display()))?;
     let joined = membership::load(&config.data_dir)?;
-    let hub_urls = joined.as_ref().map(|(membership, _)| membership.leaf_urls.clone()).unwrap_or_default();
     let (node, hub) = match (joined, &config.node) {
         (Some((membership, _)), Some(name)) if membership.node != *name => bail!(
             "EW-NODE-NAME: this machine joined as {}, but is told to be {name}; use another data directory",
@@ -87,14 +86,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tracing::info!(%node, bus = leaf.url(), "node runs");
 
     let keeping = tokio::spawn(keep_streams(leaf.clone(), connector, stop.clone()));
-    let watching = tokio::spawn(watchdog::keep_links(leaf.clone(), hub_urls, stop.clone()));
     let containerd = private.clone().map(|private| {
         let stop = stop.clone();
         tokio::spawn(async move { private.keep(stop).await })
     });
     host.run().await;
     keeping.abort();
-    watching.abort();
     if let Some(task) = containerd {
         task.abort();
     }
@@ -193,11 +190,11 @@ fn modules(
         data_dir: config.data_dir.clone(),
     };
     let notices = std::sync::Mutex::new(notices);
-    let name = node.clone();
+    let (name, server) = (node.clone(), leaf.clone());
     host.module(spec(sync::edge::NAME, sync::edge::flows(node)), move || {
         // Told once: by the first incarnation.
         let notices = std::mem::take(&mut *notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-        let rim = EdgeRim::new(name.clone(), boot_id.clone(), facts.clone());
+        let rim = EdgeRim::new(name.clone(), boot_id.clone(), facts.clone(), server.clone());
         (Sync::new(name.clone(), boot_id.clone(), notices), rim)
     });
     let server = leaf.clone();

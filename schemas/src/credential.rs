@@ -56,6 +56,16 @@ pub struct NodeRecord {
     pub work_key: String,
     /// When it joined first.
     pub enrolled: Timestamp,
+    /// When its keys were revoked. Its name may be taken by new keys, never by these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Timestamp>,
+}
+
+impl NodeRecord {
+    /// Does it stand for one of these keys?
+    pub fn has_key(&self, enroll: &Enroll) -> bool {
+        self.control_key == enroll.control_key || self.work_key == enroll.work_key
+    }
 }
 
 /// Body of `POST /edgewire/v1/tokens` (JSON).

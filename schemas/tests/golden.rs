@@ -202,6 +202,7 @@ fn credentials_keep_their_form() {
             control_key: "UC".into(),
             work_key: "UW".into(),
             enrolled: Timestamp(1_000),
+            revoked: None,
         },
     );
     sample("NewToken", &NewToken { ttl_s: 60, node: Some(node.clone()), uses: 2 });

@@ -123,6 +123,11 @@ impl HubKeys {
         self.account(account).revoke(&self.operator, public_key)
     }
 
+    /// Was this key revoked, ever?
+    pub fn is_revoked(&self, account: Account, public_key: &str) -> bool {
+        self.account(account).lock().revocations.contains_key(public_key)
+    }
+
     /// Gives the running server the account's present token. `sys` is a client in the server's own account. Connections
     /// of revoked users end within milliseconds.
     pub async fn push(&self, sys: &async_nats::Client, account: Account) -> Result<(), IdentityError> {

@@ -65,12 +65,12 @@ pub struct Link {
     pub id: u64,
     /// `CONTROL` or `WORK`.
     pub account: String,
-    /// Bytes that came from the hub.
+    /// The hub's address.
     #[serde(default)]
-    pub in_bytes: u64,
-    /// Bytes that went to the hub.
+    pub ip: String,
+    /// The hub's port.
     #[serde(default)]
-    pub out_bytes: u64,
+    pub port: u16,
 }
 
 /// A node's server, supervised.
@@ -196,7 +196,7 @@ impl LeafServer {
     }
 
     /// Drops every link to the hub; the server makes them anew. For a link that is silent though the server thinks it
-    /// stands: never for one whose bytes advance (compare [`LeafServer::links`]).
+    /// stands: never for one whose bytes advance (see [`LeafServer::look`]).
     pub async fn rebuild_links(&self) -> Result<(), ServerError> {
         for link in self.links().await? {
             self.ask_server("KICK", json!({"cid": link.id})).await?;
@@ -209,6 +209,12 @@ impl LeafServer {
     pub async fn restart(&self) -> Result<(), ServerError> {
         let plan = self.state.lock().await.plan()?;
         self.within(self.supervisor.replace(plan)).await
+    }
+
+    /// The hubs' addresses and the server's log; `None` before the node has joined.
+    pub(super) async fn way(&self) -> Option<(Vec<String>, Files)> {
+        let state = self.state.lock().await;
+        Some((state.config.hub.as_ref()?.urls.clone(), state.files()))
     }
 
     /// A server that is down does not keep its callers: what they changed stands, and is in force once it is up.

@@ -4,7 +4,8 @@
 //! former life of ours left it running, start it again when it dies, and say so in a [`ServerStatus`]. They differ in the
 //! configuration alone; the supervising is one [`process::Supervisor`].
 //!
-//! * [`hub`] operator mode, TLS for clients and leafs; [`leaf`] local users, two remotes
+//! * [`hub`] operator mode, TLS for clients and leafs; [`leaf`] local users, two remotes; [`look`] how the link looks,
+//!   with the kernel's counters of [`tcp`]
 //! * [`users`] the leaf's users on disk
 //! * [`binary`] which `nats-server`; [`process`] the supervisor; [`child`] one process: record, signals, log;
 //!   [`store`] what it says of its store
@@ -13,13 +14,16 @@ pub mod binary;
 pub mod child;
 pub mod hub;
 pub mod leaf;
+mod look;
 mod process;
 pub mod session;
 mod store;
+mod tcp;
 pub mod users;
 
 pub use hub::{HubConfig, HubServer};
 pub use leaf::{HubLink, LeafConfig, LeafServer, Link};
+pub use look::LinkFacts;
 pub use users::{USERS_MAX, User};
 
 use std::net::SocketAddr;

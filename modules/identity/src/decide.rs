@@ -1,4 +1,5 @@
-//! What is granted and what is refused. Pure.
+//! What is granted and what is refused: join tokens, and the way from a request to its answer. Pure. What concerns nodes
+//! stands in [`crate::nodes`].
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use schemas::subject;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::{NAME, sha256_hex};
+use crate::NAME;
 
 /// The longest life of a token.
 const TTL_MAX_S: u64 = 30 * 24 * 3600;
@@ -31,6 +32,8 @@ pub enum Act {
     Sign(Message, Box<Enroll>),
     /// Sign a tool's credentials.
     Bus(Message),
+    /// Shut this node's keys out, and answer when somebody asked for it.
+    Revoke(Option<Message>, NodeRecord),
 }
 
 /// What the rim tells.
@@ -44,29 +47,30 @@ pub enum Done {
 
 /// What waits for a write.
 #[derive(Debug)]
-enum Waiting {
+pub(crate) enum Waiting {
     Answer(Message, Value),
     UseOf(Message, Box<Enroll>),
     NodeOf(Message, Box<Enroll>),
+    Revoked(Message, NodeRecord),
 }
 
 /// The module.
 #[derive(Default)]
 pub struct Identity {
-    tokens: BTreeMap<String, (TokenRecord, u64)>,
-    nodes: BTreeMap<String, (NodeRecord, u64)>,
+    pub(crate) tokens: BTreeMap<String, (TokenRecord, u64)>,
+    pub(crate) nodes: BTreeMap<String, (NodeRecord, u64)>,
     current: bool,
     waiting: BTreeMap<u64, Waiting>,
     next: u64,
 }
 
-type Effects = Vec<Effect<Act>>;
+pub(crate) type Effects = Vec<Effect<Act>>;
 
 fn refuse(status: u16, code: &str, message: impl Into<String>) -> Answer {
     Err(Refusal::new(status, code, message))
 }
 
-fn body<T: DeserializeOwned>(message: &Message) -> Result<T, Refusal> {
+pub(crate) fn body<T: DeserializeOwned>(message: &Message) -> Result<T, Refusal> {
     let bad =
         |error: &dyn std::fmt::Display| Refusal::new(400, "EW-BAD-REQUEST", format!("request body: {error}"));
     let value: Value = schemas::decode(&message.payload).map_err(|error| bad(&error))?;
@@ -74,7 +78,14 @@ fn body<T: DeserializeOwned>(message: &Message) -> Result<T, Refusal> {
 }
 
 impl Identity {
-    fn put(&mut self, key: String, value: Vec<u8>, expect: Expect, waiting: Waiting, effects: &mut Effects) {
+    pub(crate) fn put(
+        &mut self,
+        key: String,
+        value: Vec<u8>,
+        expect: Expect,
+        waiting: Waiting,
+        effects: &mut Effects,
+    ) {
         self.next += 1;
         self.waiting.insert(self.next, waiting);
         effects.push(Effect::put(subject::BUCKET_IDENTITY, key, value, expect, self.next));
@@ -132,57 +143,13 @@ impl Identity {
                 });
             }
             "enroll" => self.enroll(message, now, effects)?,
+            "node.list" => {
+                effects.extend(Effect::reply(&message, &Answer::Ok(self.list_nodes())));
+            }
+            "node.revoke" => self.revoke_node(message, now, effects)?,
             "bus" => effects.push(Effect::Act(Act::Bus(message))),
             other => return Err(Refusal::new(404, "EW-BAD-REQUEST", format!("no verb {other:?}"))),
         }
-        Ok(())
-    }
-
-    fn enroll(&mut self, message: Message, now: Timestamp, effects: &mut Effects) -> Result<(), Refusal> {
-        let enroll: Enroll = body(&message)?;
-        let refused = |text: String| Err(Refusal::new(401, "EW-JOIN-TOKEN", text));
-        // One answer for unknown and wrong: nobody learns which tokens there are.
-        let known = self
-            .tokens
-            .get(&enroll.id)
-            .filter(|(token, _)| token.secret_sha256.as_bytes() == sha256_hex(&enroll.secret).as_bytes());
-        let Some((token, revision)) = known else {
-            return refused("the token is not valid; make a new one with `edgewire token create`".to_owned());
-        };
-        if token.expires <= now {
-            let when = token.expires.rfc3339();
-            return refused(format!(
-                "the token expired at {when}; make a new one with `edgewire token create`"
-            ));
-        }
-        if let Some(node) = token.node.as_ref().filter(|node| **node != enroll.node) {
-            return refused(format!("the token is for node {node}, not {}", enroll.node));
-        }
-        if enroll.node.as_str() == subject::DOMAIN_HUB {
-            return Err(Refusal::new(400, "EW-NODE-NAME", "\"hub\" is the hub's own name; choose another"));
-        }
-        let (mut token, revision) = (token.clone(), *revision);
-        if let Some((node, _)) = self.nodes.get(enroll.node.as_str()) {
-            if node.control_key != enroll.control_key || node.work_key != enroll.work_key {
-                let text = format!(
-                    "node name {} belongs to another machine's key; choose another name with --name",
-                    enroll.node
-                );
-                return Err(Refusal::new(409, "EW-NODE-TAKEN", text));
-            }
-            // The same machine again: its answer was lost.
-            effects.push(Effect::Act(Act::Sign(message, Box::new(enroll))));
-            return Ok(());
-        }
-        if token.uses == 0 {
-            return refused(
-                "the token was used already; make a new one with `edgewire token create`".to_owned(),
-            );
-        }
-        token.uses -= 1;
-        let key = format!("token.{}", token.id);
-        let waiting = Waiting::UseOf(message, Box::new(enroll));
-        self.put(key, schemas::encode(&token), Expect::Revision(revision), waiting, effects);
         Ok(())
     }
 
@@ -200,22 +167,18 @@ impl Identity {
             (Waiting::Answer(message, answer), Ok(_)) => {
                 effects.extend(Effect::reply(&message, &Answer::Ok(answer)));
             }
-            (Waiting::UseOf(message, enroll), Ok(_)) => {
-                let record = NodeRecord {
-                    node: enroll.node.clone(),
-                    control_key: enroll.control_key.clone(),
-                    work_key: enroll.work_key.clone(),
-                    enrolled: now,
-                };
-                let key = format!("node.{}", enroll.node);
-                let waiting = Waiting::NodeOf(message, enroll);
-                self.put(key, schemas::encode(&record), Expect::Absent, waiting, effects);
-            }
+            (Waiting::UseOf(message, enroll), Ok(_)) => self.enter(message, enroll, now, effects),
             (Waiting::NodeOf(message, enroll), Ok(_)) => {
                 effects.push(Effect::Act(Act::Sign(message, enroll)))
             }
+            (Waiting::Revoked(message, record), Ok(_)) => {
+                effects.push(Effect::Act(Act::Revoke(Some(message), record)));
+            }
             (
-                Waiting::Answer(message, _) | Waiting::UseOf(message, _) | Waiting::NodeOf(message, _),
+                Waiting::Answer(message, _)
+                | Waiting::UseOf(message, _)
+                | Waiting::NodeOf(message, _)
+                | Waiting::Revoked(message, _),
                 Err(_),
             ) => effects.extend(Effect::reply(&message, &busy())),
         }
@@ -253,7 +216,10 @@ impl Module for Identity {
         let mut effects = Vec::new();
         match input {
             Input::Entry(entry) => self.entry(&entry.key, entry.revision, entry.value),
-            Input::Current { .. } => self.current = true,
+            Input::Current { .. } => {
+                self.current = true;
+                self.revoke_again(&mut effects);
+            }
             Input::Message(message) => {
                 if let Err(refusal) = self.request(message.clone(), now, &mut effects) {
                     effects.extend(Effect::reply(&message, &Answer::Err(refusal)));
@@ -275,6 +241,7 @@ impl Module for Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sha256_hex;
     use bus::module::{Account, Entry};
 
     fn ask(verb: &str, body: Value) -> Input<Done> {
@@ -366,15 +333,53 @@ mod tests {
     #[test]
     fn a_name_belongs_to_its_key() {
         let mut hub = hub(1, None);
-        let record = NodeRecord {
-            node: "n1".parse().unwrap(),
-            control_key: "K".into(),
-            work_key: "K".into(),
-            enrolled: Timestamp(0),
-        };
-        hub.apply(entry("node.n1", 7, &record), Timestamp(0));
+        hub.apply(entry("node.n1", 7, &enrolled(None)), Timestamp(0));
         assert_eq!(refusal(&hub.apply(join("s", "n1", "L"), Timestamp(5))).as_deref(), Some("EW-NODE-TAKEN"));
         let again = hub.apply(join("s", "n1", "K"), Timestamp(5));
         assert!(matches!(again.as_slice(), [Effect::Act(Act::Sign(..))]), "the same machine may ask again");
+    }
+
+    fn enrolled(revoked: Option<Timestamp>) -> NodeRecord {
+        let (control_key, work_key) = ("K".to_owned(), "K".to_owned());
+        NodeRecord { node: "n1".parse().unwrap(), control_key, work_key, enrolled: Timestamp(0), revoked }
+    }
+
+    #[test]
+    fn a_revocation_is_recorded_before_it_is_done_and_done_again_after_a_crash() {
+        let mut hub = hub(1, None);
+        hub.apply(entry("node.n1", 7, &enrolled(None)), Timestamp(0));
+        let effects = hub.apply(ask("node.revoke", json!({"id": "n1"})), Timestamp(9));
+        let [Effect::Put { key, value, expect: Expect::Revision(7), token, .. }] = effects.as_slice() else {
+            panic!("{effects:?}")
+        };
+        let record: NodeRecord = schemas::decode(value).unwrap();
+        assert_eq!((key.as_str(), record.revoked), ("node.n1", Some(Timestamp(9))));
+        let effects = hub.apply(Input::Wrote { token: *token, outcome: Ok(8) }, Timestamp(9));
+        assert!(matches!(effects.as_slice(), [Effect::Act(Act::Revoke(Some(_), _))]));
+
+        let mut next_life = Identity::default();
+        next_life.apply(entry("node.n1", 8, &record), Timestamp(0));
+        let effects =
+            next_life.apply(Input::Current { bucket: "identity".into(), filter: "*.*".into() }, Timestamp(0));
+        assert_eq!(effects, [Effect::Act(Act::Revoke(None, record))]);
+        let unknown = next_life.apply(ask("node.revoke", json!({"id": "n2"})), Timestamp(9));
+        assert_eq!(refusal(&unknown).as_deref(), Some("EW-NODE-UNKNOWN"));
+    }
+
+    #[test]
+    fn revoked_keys_stay_out_and_their_name_is_free_for_others() {
+        let mut hub = hub(1, None);
+        hub.apply(entry("node.n1", 7, &enrolled(Some(Timestamp(3)))), Timestamp(0));
+        let same = hub.apply(join("s", "n1", "K"), Timestamp(5));
+        assert_eq!(refusal(&same).as_deref(), Some("EW-NODE-REVOKED"));
+        let effects = hub.apply(join("s", "n1", "L"), Timestamp(5));
+        let [Effect::Put { key, token, .. }] = effects.as_slice() else { panic!("{effects:?}") };
+        assert_eq!(key, "token.t", "a token is used as for any other join");
+        let effects = hub.apply(Input::Wrote { token: *token, outcome: Ok(9) }, Timestamp(5));
+        let [Effect::Put { key, value, expect: Expect::Revision(7), .. }] = effects.as_slice() else {
+            panic!("{effects:?}")
+        };
+        let record: NodeRecord = schemas::decode(value).unwrap();
+        assert_eq!((key.as_str(), record.control_key.as_str(), record.revoked), ("node.n1", "L", None));
     }
 }

@@ -1,12 +1,13 @@
 //! Who may join and who may look: join tokens, enrolment of nodes, and the operator's own credential for the bus.
 //!
-//! In: `ew.local.identity.{enroll,token.create,token.list,token.delete,bus}`, asked by `api`, body and answer as the HTTP
+//! In: `ew.local.identity.<verb>` ([`VERBS`]), asked by `api`, body and answer as the HTTP
 //! API has them. State: bucket `identity` (`token.<id>`, `node.<name>`), written under compare-and-set, so that a token is
 //! never used more often than it may be, whatever happens at once. Secrets are kept as hashes; nodes' keys never come here.
 //!
-//! * [`decide`] the module; this file: its rim, which signs.
+//! * [`decide`] the module and its tokens; [`nodes`] enrolling and revoking; this file: its rim, which signs.
 
 pub mod decide;
+mod nodes;
 
 use std::sync::Arc;
 
@@ -15,8 +16,9 @@ use bus::connection::Handles;
 use bus::flow::Flow;
 use bus::identity::{HubKeys, Permissions, node_permissions};
 use bus::module::{Account, Rim};
+use bus::server::HubServer;
 use schemas::command::Refusal;
-use schemas::credential::{Enrolled, JoinToken, TokenRecord};
+use schemas::credential::{Enrolled, JoinToken, NodeRecord, TokenRecord};
 use schemas::subject;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -26,7 +28,8 @@ use decide::{Act, Answer, Done, Identity};
 /// Name of the module.
 pub const NAME: &str = "identity";
 /// The verbs it answers.
-pub const VERBS: [&str; 5] = ["enroll", "token.create", "token.list", "token.delete", "bus"];
+pub const VERBS: [&str; 7] =
+    ["enroll", "token.create", "token.list", "token.delete", "node.list", "node.revoke", "bus"];
 
 /// All that the module reads and writes.
 pub fn flows() -> Vec<Flow> {
@@ -52,6 +55,8 @@ pub struct Addresses {
 pub struct IdentityRim {
     /// The hub's keys.
     pub keys: Arc<HubKeys>,
+    /// The hub's server, which ends the connections of what is revoked.
+    pub server: Arc<HubServer>,
     /// The hub's CA (PEM).
     pub ca_pem: String,
     /// SHA-256 of the CA (DER), hex.
@@ -97,6 +102,13 @@ impl IdentityRim {
     }
 
     fn enrolled(&self, enroll: &schemas::credential::Enroll) -> Result<Value, Refusal> {
+        // The name may be another one, or the record be long replaced: a key that was revoked once stays out.
+        let revoked = self.keys.is_revoked(Account::Control, &enroll.control_key)
+            || self.keys.is_revoked(Account::Work, &enroll.work_key);
+        if revoked {
+            let text = "this machine's keys were revoked; if it may come back, join with `--new-keys`";
+            return Err(Refusal::new(403, "EW-NODE-REVOKED", text));
+        }
         let (control, work) = node_permissions(&enroll.node);
         let sign = |account, key: &str, permissions: &Permissions| {
             self.keys.user(account, key, enroll.node.as_str(), permissions, None).map_err(|error| {
@@ -110,6 +122,17 @@ impl IdentityRim {
             ca_pem: self.ca_pem.clone(),
         };
         serde_json::to_value(enrolled).map_err(signing)
+    }
+
+    async fn revoke(&self, record: &NodeRecord) -> Result<Value, Refusal> {
+        for (account, key) in [(Account::Control, &record.control_key), (Account::Work, &record.work_key)] {
+            self.server.revoke(account, key).await.map_err(|error| {
+                let text =
+                    format!("{error}; the revocation is kept, but may not be in force yet: say it again");
+                Refusal::new(503, "EW-REVOKE", text)
+            })?;
+        }
+        Ok(json!({"node": record.node, "revoked": record.revoked.map(schemas::Timestamp::rfc3339)}))
     }
 
     fn bus(&self) -> Result<Value, Refusal> {
@@ -136,6 +159,19 @@ impl Rim<Identity> for IdentityRim {
             },
             Act::Sign(message, enroll) => Done::Answer(message, self.enrolled(&enroll)),
             Act::Bus(message) => Done::Answer(message, self.bus()),
+            Act::Revoke(None, record)
+                if self.keys.is_revoked(Account::Control, &record.control_key)
+                    && self.keys.is_revoked(Account::Work, &record.work_key) =>
+            {
+                return None;
+            }
+            Act::Revoke(None, record) => {
+                if let Err(refusal) = self.revoke(&record).await {
+                    tracing::warn!(node = %record.node, error = refusal.message, "a revoked node is not shut out yet");
+                }
+                return None;
+            }
+            Act::Revoke(Some(message), record) => Done::Answer(message, self.revoke(&record).await),
         })
     }
 }

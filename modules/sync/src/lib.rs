@@ -6,8 +6,8 @@
 //! | up | streams OUTBOX (reports, events) and UPLINK (workloads' `up.`) | streams UP and FROM, with a cursor for each lane |
 //! | both | heartbeat: a request through the link, so its answer proves both ways | module `nodes` answers |
 //!
-//! [`down`] and [`up`] decide; [`edge`] composes them into the module that runs on a node, with the heartbeat; [`rim`]
-//! does what they want done; [`hub`] is the module at the other end. Nothing here reads a clock except [`rim`].
+//! [`down`], [`up`] and [`watchdog`] decide; [`edge`] composes them into the module that runs on a node, with the
+//! heartbeat; [`rim`] does what they want done; [`hub`] is the module at the other end. Nothing here reads a clock except [`rim`].
 
 pub mod down;
 pub mod edge;
@@ -16,3 +16,4 @@ pub mod hub;
 pub mod pace;
 pub mod rim;
 pub mod up;
+pub mod watchdog;

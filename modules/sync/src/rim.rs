@@ -1,11 +1,13 @@
 //! Does what the edge's end wants done across the link and on the node's own streams.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::connection::{Bus, Handles};
 use bus::link::{self, LinkError, Stored};
 use bus::module::Rim;
+use bus::server::LeafServer;
 use bus::store::Store;
 use futures::StreamExt;
 use schemas::name::NodeName;
@@ -31,13 +33,14 @@ pub struct EdgeRim {
     node: NodeName,
     boot_id: String,
     config: NodeConfig,
+    server: Arc<LeafServer>,
     pull_patience_s: AtomicU64,
 }
 
 impl EdgeRim {
-    /// The rim of `node`.
-    pub fn new(node: NodeName, boot_id: String, config: NodeConfig) -> Self {
-        Self { node, boot_id, config, pull_patience_s: AtomicU64::new(PATIENCE_MIN_S) }
+    /// The rim of `node`, whose own server is `server`.
+    pub fn new(node: NodeName, boot_id: String, config: NodeConfig, server: Arc<LeafServer>) -> Self {
+        Self { node, boot_id, config, server, pull_patience_s: AtomicU64::new(PATIENCE_MIN_S) }
     }
 }
 
@@ -149,6 +152,23 @@ impl Rim<Sync> for EdgeRim {
             Act::Inspect => {
                 let report = facts::inspect(self.node.as_str(), &self.boot_id, &self.config);
                 Some(Done::Inspected(Box::new(report)))
+            }
+            Act::LookAtLink { reach } => self.server.look(reach).await.map(Done::Link),
+            Act::RebuildLink => {
+                if let Err(error) = self.server.rebuild_links().await {
+                    tracing::warn!(%error, "the links are not dropped; tried again");
+                }
+                None
+            }
+            Act::Warn(text) => {
+                tracing::warn!("{text}");
+                None
+            }
+            Act::RestartServer => {
+                if let Err(error) = self.server.restart().await {
+                    tracing::warn!(%error, "the node's server is not ready yet");
+                }
+                None
             }
         }
     }

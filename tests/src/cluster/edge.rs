@@ -93,9 +93,14 @@ impl Edge {
 
     /// Enrols it with that token; gives what `edge-runtime join` says.
     pub async fn join_with(&self, token: &str) -> anyhow::Result<judge::Output> {
+        self.join_as(token, &["--name", &self.name]).await
+    }
+
+    /// Enrols it with that token and these flags.
+    pub async fn join_as(&self, token: &str, flags: &[&str]) -> anyhow::Result<judge::Output> {
         let mut command = self.inside();
-        command.arg(programs::ours("edge-runtime")).args(["join", token, "--name", &self.name, "--data-dir"]);
-        command.arg(self.data_dir());
+        command.arg(programs::ours("edge-runtime")).args(["join", token]).args(flags);
+        command.arg("--data-dir").arg(self.data_dir());
         hub::surroundings(&mut command, &self.site, &self.name);
         judge::run(command, "", JOIN_TIMEOUT).await
     }
@@ -144,6 +149,12 @@ impl Edge {
     /// Kills the node's `nats-server` alone; the agent, if it runs, starts it again.
     pub async fn kill9_leaf(&self) -> anyhow::Result<()> {
         self.kill9_recorded("nats", "nats-server").await
+    }
+
+    /// The process of the node's `nats-server`.
+    pub fn server_pid(&self) -> anyhow::Result<i32> {
+        let files = Files { dir: self.data_dir().join("nats"), name: "nats-server" };
+        Ok(Record::find(&files).with_context(|| format!("{}: no nats-server runs", self.name))?.pid)
     }
 
     /// Kills the node's containerd alone; the agent, if it runs, starts it again.

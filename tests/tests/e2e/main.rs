@@ -11,6 +11,7 @@
 mod bad;
 mod delete;
 mod hub;
+mod identity;
 mod kill;
 mod kubectl;
 mod outage;

@@ -41,6 +41,8 @@ async fn a_cut_link_loses_and_stops_nothing() -> anyhow::Result<()> {
     cluster.ready("edge-a", "True").await?;
     all_arrived(&cluster, &edge, 60).await?;
     told(&cluster, &["LinkDown"], "edge-a").await?;
+    // The node noticed before the servers' own pings did.
+    told(&cluster, &["LinkRebuilt"], "edge-a").await?;
     eventually("the return of the link is told, with how long it was away", 30, async || {
         Ok(events(&cluster, "LinkUp", "edge-a").await?.iter().any(|text| text.contains("after")))
     })

@@ -1,4 +1,4 @@
-//! `/edgewire/v1/…`: enrolment of nodes, join tokens, and the tool's own bus credential.
+//! `/edgewire/v1/…`: enrolment and revocation of nodes, join tokens, and the tool's own bus credential.
 //!
 //! Nothing is decided here: the body goes to the identity module and its answer comes back. Only `enroll` needs no
 //! bearer token, because the join token in its body is what proves the asker.
@@ -25,8 +25,10 @@ impl Api {
             (&Method::GET, ["tokens"]) if known => ("token.list", None),
             (&Method::DELETE, ["tokens"]) if known => ("token.delete", None),
             (&Method::DELETE, ["tokens", id]) if known => ("token.delete", Some(*id)),
+            (&Method::GET, ["nodes"]) if known => ("node.list", None),
+            (&Method::POST, ["nodes", name, "revoke"]) if known => ("node.revoke", Some(*name)),
             (&Method::GET, ["bus"]) if known => ("bus", None),
-            (_, ["enroll" | "tokens" | "bus", ..]) => {
+            (_, ["enroll" | "tokens" | "nodes" | "bus", ..]) => {
                 return Err(ApiError::method_not_allowed(format!(
                     "{} is not possible on {}",
                     head.method,

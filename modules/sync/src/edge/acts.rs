@@ -3,6 +3,7 @@
 use bus::flow::Flow;
 use bus::link::{LinkError, Pulled, Raise, Stored, StreamState};
 use bus::module::Account;
+use bus::server::LinkFacts;
 use schemas::name::NodeName;
 use schemas::report::NodeReport;
 use schemas::subject::{self, Lane};
@@ -67,6 +68,17 @@ pub enum Act {
     Inspect,
     /// Look at what really stands in the local bucket.
     LookAtStore,
+    /// Look at the link from outside.
+    LookAtLink {
+        /// Call the hub, if the link is missing.
+        reach: bool,
+    },
+    /// Drop the links, so that they are made anew.
+    RebuildLink,
+    /// Start the node's server anew.
+    RestartServer,
+    /// Into the log, for whoever stands before the machine.
+    Warn(String),
 }
 
 /// The cursor's revision and value at the hub, if it has one, and the state of the stream here.
@@ -119,6 +131,8 @@ pub enum Done {
     Inspected(Box<NodeReport>),
     /// The keys that stand in the local bucket.
     StoreHas(Vec<String>),
+    /// How the link looks.
+    Link(LinkFacts),
 }
 
 /// All that the module reads and writes.

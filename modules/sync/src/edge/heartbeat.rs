@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use bus::module::Effect;
+use bus::server::LinkFacts;
 use schemas::Timestamp;
 use schemas::envelope;
 use schemas::report::{EventReport, HEARTBEAT_INTERVAL_MS, Heartbeat, HeartbeatAck, NODE_GRACE_MS, Severity};
 use schemas::subject::{self, Lane};
 
-use super::{Effects, HEARTBEAT, NAME, Sync};
+use super::{Act, Effects, HEARTBEAT, NAME, Sync};
+use crate::watchdog::Verdict;
 
 /// What is known of the link.
 #[derive(Debug, Default)]
@@ -156,6 +158,37 @@ impl Sync {
         }
     }
 
+    /// How long the hub has not answered; since the start, when it never has.
+    pub(super) fn silent_ms(&mut self, now: Timestamp) -> u64 {
+        let started = *self.started_at.get_or_insert(now);
+        now.since_ms(self.link.answered_at.unwrap_or(started))
+    }
+
+    /// What the look at the link means.
+    pub(super) fn judge_link(&mut self, facts: &LinkFacts, now: Timestamp, effects: &mut Effects) {
+        let silent_ms = self.silent_ms(now);
+        match self.watchdog.seen(facts, silent_ms, now) {
+            Verdict::Leave => {}
+            Verdict::Rebuild(why) => {
+                effects.push(Effect::Act(Act::RebuildLink));
+                self.tell(Severity::Warning, "LinkRebuilt", format!("{why}: it is made anew"), now, effects);
+            }
+            Verdict::Restart => {
+                effects.push(Effect::Act(Act::RestartServer));
+                let text =
+                    "the hub can be reached, but the node's server no longer tries: it is started anew";
+                self.tell(Severity::Warning, "ServerRestarted", text.to_owned(), now, effects);
+            }
+            Verdict::Refused(why) => {
+                let text = format!(
+                    "EW-LINK-REFUSED: the hub refuses this node's credentials ({why}); what runs here runs on; \
+                     was it revoked (`edgewire node ls` at the hub)? then join again: edgewire join TOKEN --new-keys"
+                );
+                self.tell(Severity::Warning, "LinkRefused", text, now, effects);
+            }
+        }
+    }
+
     pub(super) fn tell(
         &mut self,
         severity: Severity,
@@ -164,6 +197,9 @@ impl Sync {
         now: Timestamp,
         effects: &mut Effects,
     ) {
+        if severity == Severity::Warning {
+            effects.push(Effect::Act(Act::Warn(message.clone())));
+        }
         self.events += 1;
         // With the time: the module may start again within a boot and count from the beginning.
         let id = format!("{}-{}-{}-{}", self.node, self.boot_id, now.0, self.events);

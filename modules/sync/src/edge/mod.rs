@@ -17,6 +17,7 @@ use schemas::subject::{DesiredKey, Lane};
 use crate::down::Down;
 use crate::pace::Pace;
 use crate::up::{Confirmed, Up};
+use crate::watchdog::Watchdog;
 
 pub use acts::{Act, Done, account, flows};
 use downward::Batch;
@@ -52,6 +53,8 @@ pub struct Sync {
     lanes: BTreeMap<Lane, LaneUp>,
     local_current: bool,
     link: Link,
+    watchdog: Watchdog,
+    started_at: Option<Timestamp>,
     report: Option<NodeReport>,
     report_sequence: u64,
     inspected_at: Option<Timestamp>,
@@ -97,6 +100,8 @@ impl Sync {
             lanes,
             local_current: false,
             link: Link::default(),
+            watchdog: Watchdog::default(),
+            started_at: None,
             report: None,
             report_sequence: 0,
             inspected_at: None,
@@ -117,6 +122,11 @@ impl Sync {
         }
         self.beat(now, effects);
         self.watch_link(now, effects);
+        let silent_ms = self.silent_ms(now);
+        if self.watchdog.due(silent_ms, now) {
+            let reach = self.watchdog.may_have_given_up(now);
+            effects.push(Effect::Act(Act::LookAtLink { reach }));
+        }
         if self.inspected_at.is_none_or(|at| now.since_ms(at) >= INSPECT_INTERVAL_MS) {
             self.inspected_at = Some(now);
             effects.push(Effect::Act(Act::Inspect));

@@ -98,6 +98,7 @@ impl Sync {
                 self.lane(lane, now, effects, |up| up.committed(outcome));
             }
             Done::StoreHas(keys) => self.store_has(&keys, now, effects),
+            Done::Link(facts) => self.judge_link(&facts, now, effects),
             Done::Inspected(mut report) => {
                 let before = self.report.take();
                 let sequence = before.as_ref().map_or(0, |report| report.sequence);
