@@ -96,7 +96,8 @@ impl NetworkFacts {
                 let dir = Path::new("/sys/class/net").join(&found.interface_name);
                 let mtu = std::fs::read_to_string(dir.join("mtu")).ok();
                 interfaces.push(Interface {
-                    bridge: dir.join("bridge").exists(),
+                    // One that this view of /sys does not show is taken for what it is named after.
+                    bridge: !dir.exists() || dir.join("bridge").exists(),
                     mtu: mtu.and_then(|text| text.trim().parse().ok()),
                     name: found.interface_name.clone(),
                     addresses: Vec::new(),
@@ -151,8 +152,8 @@ pub fn mtu(facts: &NetworkFacts, reached: Option<&Reached>) -> Option<Finding> {
     let path = reached.and_then(|reached| reached.path_mtu);
     let smallest = path.into_iter().chain(*mtu).min()?;
     let found = match (mtu, path) {
-        (Some(mtu), Some(path)) => format!("{name} has {mtu}, the way to the hub {path}"),
-        (Some(mtu), None) => format!("{name} has {mtu}"),
+        (Some(mtu), Some(path)) if path < *mtu => format!("{name} has {mtu}, the way to the hub {path}"),
+        (Some(mtu), _) => format!("{name} has {mtu}"),
         (None, _) => format!("{smallest} through {name}"),
     };
     Some(if smallest < MTU_MIN {
@@ -309,10 +310,7 @@ mod tests {
         };
         let vpn = machine(&[interface("wg0", "10.9.0.2/24", false, 1200)]);
         for (reached, want) in [
-            (
-                Some(reached("192.0.2.2", Some(1500))),
-                Some((Level::Ok, "eth0 has 1500, the way to the hub 1500")),
-            ),
+            (Some(reached("192.0.2.2", Some(1500))), Some((Level::Ok, "eth0 has 1500"))),
             (Some(reached("192.0.2.2", None)), Some((Level::Ok, "eth0 has 1500"))),
             (
                 Some(reached("192.0.2.2", Some(1000))),

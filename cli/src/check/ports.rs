@@ -14,9 +14,9 @@ const BUS: Check = Check("EW-CHECK-PORT", "bus port");
 const LISTENS: &str = "0A";
 /// Ports that are kept for what a node is going to serve, each with what that is.
 const KEPT: [(u16, &str); 3] = [
-    (1883, "MQTT for devices"),
-    (9060, "HTTP for programs on the node"),
-    (10550, "the Kubernetes API on the node"),
+    (1883, "devices that speak MQTT"),
+    (9060, "programs on the node that speak HTTP"),
+    (10550, "programs on the node that ask the Kubernetes API"),
 ];
 
 /// One listener.
@@ -118,8 +118,8 @@ pub fn judge(
             continue;
         };
         findings.push(PORTS.warn(
-            format!("{} is taken by {}: kept for {what}", one.at, holder(one)),
-            format!("{}; pods do not need the port, but the node cannot serve {what} there", cure(one)),
+            format!("{} is taken by {}; {port} is kept for {what}", one.at, holder(one)),
+            format!("{}, before the node is to serve {what}; pods do not need it", cure(one)),
         ));
     }
     if !free.is_empty() {

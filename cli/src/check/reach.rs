@@ -6,7 +6,7 @@ use rustls::pki_types::UnixTime;
 
 use super::certificate::{self, Chain, Trust};
 use super::door::{Answer, Door, HubFacts, Reached};
-use super::finding::{Check, Finding};
+use super::finding::{Check, Finding, Level};
 use super::target::authority;
 
 const NAME: Check = Check("EW-CHECK-NAME", "name");
@@ -63,6 +63,18 @@ pub fn hub(facts: &HubFacts, pin: Option<&str>, now: UnixTime) -> Vec<Finding> {
     findings
 }
 
+/// A token may name several hubs, some by names that only the hub's own machine knows; a node needs one of them.
+pub fn one_is_enough(hubs: Vec<Vec<Finding>>) -> Vec<Finding> {
+    let is_well = |findings: &Vec<Finding>| findings.iter().all(|finding| finding.level < Level::Fail);
+    let one_is_well = hubs.iter().any(is_well);
+    let mut findings: Vec<Finding> = hubs.into_iter().flatten().collect();
+    for finding in findings.iter_mut().filter(|finding| one_is_well && finding.level == Level::Fail) {
+        finding.level = Level::Warn;
+        finding.cure = format!("none needed: another hub of the token is well; else {}", finding.cure);
+    }
+    findings
+}
+
 fn reached(at: &str, host_is: IpAddr, took_ms: u128) -> String {
     let address = host_is.to_string();
     let address = if at.contains(&address) { String::new() } else { format!(" ({address})") };
@@ -76,20 +88,20 @@ fn closed(check: Check, at: &str, cause: &str, what: &str) -> Finding {
     } else if cause.contains("unreachable") {
         "give this machine a route there: an address, a gateway (`ip route`)".to_owned()
     } else {
-        format!("let this machine out to tcp {at} in the firewalls between; nothing has to be open inbound")
+        format!("let this machine out to tcp {at} in the firewalls between; no inbound port is needed")
     };
     check.fail(found, cure)
 }
 
-/// TCP is through, and then nothing, or not what it should be.
-fn dumb(check: Check, at: &str, cause: &str, what: &str) -> Finding {
-    let cure = if cause.contains("nothing in") {
-        format!(
+/// TCP is through, and then nothing, or not what it should be. `large`: it came to packets of full size.
+fn dumb(check: Check, at: &str, cause: &str, large: bool, what: &str) -> Finding {
+    let cure = match (cause.contains("nothing in"), large) {
+        (true, true) => format!(
             "is this {what}? if it is, large packets get lost on the way: lower the MTU of this machine's \
              interface, or look for a firewall that holds TLS up"
-        )
-    } else {
-        format!("is this {what}? if it is, something in between answers in the hub's place")
+        ),
+        (true, false) => format!("is this {what}? if it is, a firewall or proxy in between holds it up"),
+        (false, _) => format!("is this {what}? if it is, something in between answers in the hub's place"),
     };
     check.fail(format!("{at} takes connections and is no hub: {cause}"), cure)
 }
@@ -98,10 +110,10 @@ fn api(at: &str, door: &Door<Answer>) -> Finding {
     let what = "the port of the hub's API (6443 unless it was told another)";
     match (&door.reached, &door.shown, &door.answer) {
         (Err(cause), ..) => closed(API, at, cause, what),
-        (Ok(_), Some(Err(cause)), _) => dumb(API, at, &format!("no TLS, {cause}"), what),
-        (Ok(_), _, Some(Err(cause))) => dumb(API, at, cause, what),
+        (Ok(_), Some(Err(cause)), _) => dumb(API, at, &format!("no TLS, {cause}"), true, what),
+        (Ok(_), _, Some(Err(cause))) => dumb(API, at, cause, true, what),
         (Ok(Reached { address, took_ms, .. }), ..) => {
-            API.ok(format!("{}, outbound; nothing has to be open inbound", reached(at, *address, *took_ms)))
+            API.ok(format!("{}, outbound; no inbound port is needed", reached(at, *address, *took_ms)))
         }
     }
 }
@@ -110,8 +122,8 @@ fn leaf(at: &str, door: &Door<String>) -> Finding {
     let what = "the hub's port for nodes (7422; --leaf-port if it was told another)";
     match (&door.reached, &door.answer, &door.shown) {
         (Err(cause), ..) => closed(LEAF, at, cause, what),
-        (Ok(_), Some(Err(cause)), _) => dumb(LEAF, at, cause, what),
-        (Ok(_), _, Some(Err(cause))) => dumb(LEAF, at, &format!("no TLS, {cause}"), what),
+        (Ok(_), Some(Err(cause)), _) => dumb(LEAF, at, cause, false, what),
+        (Ok(_), _, Some(Err(cause))) => dumb(LEAF, at, &format!("no TLS, {cause}"), true, what),
         (Ok(Reached { address, took_ms, .. }), answer, _) => {
             let version = match answer {
                 Some(Ok(version)) => format!(", nats-server {version}"),
@@ -156,7 +168,7 @@ fn tls(check: Check, at: &str, host: &str, trust: &Trust) -> Finding {
     }
 }
 
-/// `set`: the variables that are set. `direct`: was every door reached? `None` when no hub was named.
+/// `set`: the variables that are set. `direct`: were both doors of a hub reached? `None` when no hub was named.
 pub fn proxy(set: &[(String, String)], direct: Option<bool>) -> Finding {
     let names: Vec<&(String, String)> = set
         .iter()
@@ -188,7 +200,6 @@ fn without_login(url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Level;
     use super::super::target::Hub;
     use super::*;
     use schemas::Timestamp;
@@ -209,7 +220,7 @@ mod tests {
         let silent = || "it says nothing in 3 s".to_owned();
         for (door, found, cure) in [
             (closed("connection refused"), "cannot connect to hub.example:6443", "is the hub running"),
-            (closed("no answer in 3 s"), "no answer in 3 s", "nothing has to be open inbound"),
+            (closed("no answer in 3 s"), "no answer in 3 s", "no inbound port is needed"),
             (closed("network is unreachable"), "unreachable", "`ip route`"),
             (
                 Door { reached: there(), answer: None, shown: Some(Err(silent())) },
@@ -269,9 +280,19 @@ mod tests {
         assert_eq!(shown, [("api", Level::Ok), ("api tls", Level::Fail), ("leaf", Level::Ok)]);
         assert_eq!(
             findings[0].found,
-            "hub.example:6443 (192.0.2.7) in 12 ms, outbound; nothing has to be open inbound"
+            "hub.example:6443 (192.0.2.7) in 12 ms, outbound; no inbound port is needed"
         );
         assert_eq!(findings[2].found, "hub.example:7422 (192.0.2.7) in 12 ms, outbound, nats-server 2.15.1");
+    }
+
+    #[test]
+    fn one_hub_of_several_is_enough() {
+        let (good, bad) = (vec![API.ok("")], vec![API.fail("gone", "mend it"), LEAF.ok("")]);
+        let levels = |hubs| one_is_enough(hubs).iter().map(|finding| finding.level).collect::<Vec<_>>();
+        assert_eq!(levels(vec![good.clone(), bad.clone()]), [Level::Ok, Level::Warn, Level::Ok]);
+        assert_eq!(levels(vec![bad.clone(), bad.clone()])[0], Level::Fail);
+        assert_eq!(levels(vec![]), []);
+        assert!(one_is_enough(vec![bad, good])[0].cure.starts_with("none needed: another hub"));
     }
 
     #[test]
