@@ -101,22 +101,22 @@ fn keys() -> Keys {
     let dir = tempfile::tempdir().unwrap();
     let tls = Tls::load_or_create(dir.path(), &[]).unwrap();
     let cert = std::fs::read_to_string(&tls.cert_file).unwrap();
-    let key = std::fs::read(&tls.key_file).unwrap();
-    let acceptor = |pem: &str| {
-        let chain: Vec<CertificateDer<'static>> =
-            CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect();
-        let key = PrivateKeyDer::from_pem_slice(&key).unwrap();
-        let ring = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(ring)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .unwrap();
-        TlsAcceptor::from(Arc::new(config))
-    };
-    let api = acceptor(&format!("{cert}{}", tls.ca_pem));
-    Keys { fingerprint: tls.fingerprint.clone(), api, leaf: acceptor(&cert) }
+    let key = std::fs::read_to_string(&tls.key_file).unwrap();
+    let chain = |pem: &str| CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect();
+    let api = acceptor(chain(&format!("{cert}{}", tls.ca_pem)), &key);
+    Keys { fingerprint: tls.fingerprint.clone(), api, leaf: acceptor(chain(&cert), &key) }
+}
+
+fn acceptor(chain: Vec<CertificateDer<'static>>, key_pem: &str) -> TlsAcceptor {
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).unwrap();
+    let ring = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(ring)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
 }
 
 fn ok_at(date: &str) -> String {
@@ -247,6 +247,17 @@ async fn whoever_re_signs_is_named() {
     let (found, _) = check(&token(&[api.address], &real.fingerprint), leaf.address.port(), &[]).await;
     let tls = of(&found, "api tls");
     assert!(tls.starts_with("fail: ") && tls.contains("by \"edgewire authority\" (sha256 "), "{found:?}");
+
+    // Both ports are re-signed, by one who does not pose as a hub.
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let middle = acceptor(vec![made.cert.der().clone()], &made.signing_key.serialize_pem());
+    let api = Fake::start(Part::Api(middle.clone(), ok_at(&now()))).await;
+    let leaf = Fake::start(Part::Leaf(middle)).await;
+    let (found, _) = check(&token(&[api.address], &real.fingerprint), leaf.address.port(), &[]).await;
+    for name in ["api tls", "leaf tls"] {
+        let tls = of(&found, name);
+        assert!(tls.starts_with("fail: ") && tls.contains("by \"rcgen self signed cert\""), "{found:?}");
+    }
 
     // The API is the hub's, and something between re-signs the leaf's port only.
     let api = Fake::start(Part::Api(real.api.clone(), ok_at(&now()))).await;

@@ -79,6 +79,13 @@ pub fn judge(
     }
 }
 
+/// Who signed what was shown, if that is nobody who calls itself a hub's authority: for a server whose authority is not
+/// known.
+pub fn stranger(chain: &Chain) -> Option<Trust> {
+    let by = issuer(chain.first()?).unwrap_or_else(|| "nobody named".to_owned());
+    (by != HUB_AUTHORITY).then(|| Trust::Other(by, chain.last().map(fingerprint).unwrap_or_default()))
+}
+
 /// The certificate in `chain` by which others of the same hub can be judged.
 pub fn authority(chain: &Chain, pin: Option<&str>) -> Option<CertificateDer<'static>> {
     let others = chain.get(1..)?;
@@ -107,7 +114,7 @@ fn verify(
 }
 
 /// SHA-256 in lower case hex, as a join token has it.
-fn fingerprint(der: &CertificateDer<'_>) -> String {
+fn fingerprint(der: &CertificateDer<'static>) -> String {
     Sha256::digest(der.as_ref()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -257,11 +264,11 @@ mod tests {
 
     #[test]
     fn only_the_hubs_own_authority_is_trusted() {
-        let (chain, pin) = hub();
+        let (chain, print) = hub();
         let now = UnixTime::now();
-        let pin = Some(pin.as_str());
+        let pin = Some(print.as_str());
         assert_eq!(judge(&chain, "hub.example", pin, None, now), Trust::Pinned);
-        assert_eq!(judge(&chain, "hub.example", None, None, now), Trust::NotCompared(pin.unwrap().into()));
+        assert_eq!(judge(&chain, "hub.example", None, None, now), Trust::NotCompared(print.clone()));
         assert_eq!(judge(&chain, "127.0.0.1", pin, None, now), Trust::Pinned, "hubs always have that name");
         assert_eq!(judge(&chain, "other.example", pin, None, now), Trust::WrongName);
         assert_eq!(judge(&chain, "192.0.2.9", None, None, now), Trust::WrongName);
@@ -284,6 +291,8 @@ mod tests {
             };
             assert_eq!((by.as_str(), print.len()), ("Middlebox", 64));
         }
+        assert!(matches!(stranger(&foreign("Middlebox")), Some(Trust::Other(by, _)) if by == "Middlebox"));
+        assert_eq!((stranger(&hub().0), stranger(&vec![])), (None, None));
         // One that only calls itself so does not have the fingerprint.
         let posing = judge(&foreign(HUB_AUTHORITY), "hub.example", Some(&pin), None, now);
         assert!(matches!(posing, Trust::Other(by, _) if by == HUB_AUTHORITY));

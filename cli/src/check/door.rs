@@ -98,7 +98,8 @@ impl<T> Door<T> {
 pub async fn knock(hub: Hub, leaf_port: u16) -> HubFacts {
     match resolve(&hub).await {
         Ok(addresses) => {
-            let (api, leaf) = join(api(&hub, &addresses), leaf(&hub.host, leaf_port, &addresses)).await;
+            let (api, leaf) =
+                Box::pin(join(api(&hub, &addresses), leaf(&hub.host, leaf_port, &addresses))).await;
             HubFacts { hub, leaf_port, addresses: Ok(addresses), api, leaf }
         }
         Err(cause) => {

@@ -50,15 +50,16 @@ pub fn hub(facts: &HubFacts, pin: Option<&str>, now: UnixTime) -> Vec<Finding> {
         findings.push(tls(API_TLS, &api_at, host, &trust));
     }
     findings.push(leaf(&leaf_at, &facts.leaf));
-    if let Some(chain) = shown(&facts.leaf.shown)
-        && let Some(authority) = &trusted
-    {
-        // Whose authority this is was said above.
-        let trust = match certificate::judge(&chain, host, pin, Some(authority), now) {
-            Trust::NotCompared(_) => Trust::Pinned,
-            trust => trust,
+    if let Some(chain) = shown(&facts.leaf.shown) {
+        let trust = match &trusted {
+            // Whose authority this is was said above.
+            Some(authority) => match certificate::judge(&chain, host, pin, Some(authority), now) {
+                Trust::NotCompared(_) => Some(Trust::Pinned),
+                trust => Some(trust),
+            },
+            None => certificate::stranger(&chain),
         };
-        findings.push(tls(LEAF_TLS, &leaf_at, host, &trust));
+        findings.extend(trust.map(|trust| tls(LEAF_TLS, &leaf_at, host, &trust)));
     }
     findings
 }
