@@ -30,7 +30,7 @@ pub struct Listener {
     pub holder: Option<(u32, String)>,
 }
 
-/// Every listener on one of `ports`, or on one that is [`KEPT`].
+/// Every listener on `bus_port`, or on one that is [`KEPT`].
 pub fn listeners(bus_port: u16) -> Vec<Listener> {
     let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let mut found = parse(&(text("/proc/net/tcp") + &text("/proc/net/tcp6")));
