@@ -17,7 +17,8 @@ fn executable(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-fn find(name: &str, own: Option<&Path>, path: Option<&OsStr>) -> Option<PathBuf> {
+/// A program beside our own, else in PATH.
+pub fn find(name: &str, own: Option<&Path>, path: Option<&OsStr>) -> Option<PathBuf> {
     let beside = own.and_then(Path::parent).map(Path::to_owned);
     let listed: Vec<PathBuf> = path.map(|list| std::env::split_paths(list).collect()).unwrap_or_default();
     beside.into_iter().chain(listed).map(|dir| dir.join(name)).find(|path| executable(path))

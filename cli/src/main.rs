@@ -6,6 +6,7 @@
 
 mod api;
 mod ask;
+mod check;
 mod decode;
 mod duration;
 mod failure;
@@ -49,6 +50,7 @@ First steps:
   edgewire hub                      start a hub; it writes a kubeconfig and says where
   export KUBECONFIG=...             so that kubectl and edgewire find it
   edgewire token create             make a token, then on the new node:
+  edgewire check TOKEN              see what the machine lacks for it,
   edgewire join TOKEN               enrol the node, and
   edgewire edge                     run it
   edgewire nodes                    see it
@@ -73,6 +75,8 @@ enum Command {
     Edge(PassedOn),
     /// Enrol this machine as an edge node, with a token that `edgewire token create` made
     Join(JoinArgs),
+    /// Before joining: what this machine, or the way to the hub, lacks for a node, each with its cure
+    Check(check::CheckArgs),
     /// Show what is said on the bus, live and decoded
     Tail(tail::TailArgs),
     /// Send one message
@@ -195,6 +199,7 @@ fn run(command: Command) -> Outcome<ExitCode> {
 
 async fn perform(command: Command, screen: &mut Screen, notices: &Notices) -> Outcome<()> {
     match command {
+        Command::Check(args) => check::run(args, screen).await,
         Command::Tail(args) => tail::run(args, screen, notices).await,
         Command::Pub(args) => publish::publish(args, screen, notices).await,
         Command::Req(args) => publish::request(args, screen, notices).await,

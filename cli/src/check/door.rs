@@ -1,0 +1,295 @@
+//! Knocking at a hub's two doors, as a node would: the API, and the port where its leaf connects. Facts only; what they
+//! mean is decided in `reach.rs`.
+//!
+//! Every step has its own bound, so that what hangs is named. Nothing secret is sent: the API is asked for `/healthz`,
+//! the leaf's port for nothing at all.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use futures::future::join;
+use futures::stream::{FuturesUnordered, StreamExt};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::header::{DATE, HOST, SERVER, USER_AGENT};
+use hyper_util::rt::TokioIo;
+use nix::sys::socket::{getsockopt, sockopt::IpMtu};
+use rustls::pki_types::ServerName;
+use schemas::Timestamp;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::certificate::{Chain, Recorder};
+use super::target::{Hub, authority};
+use crate::failure::chain;
+
+/// Finding the hub's addresses may take so long.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection may take so long.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The server's first words, TLS and the answer together may take so long.
+const TALK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 8;
+/// The largest answer that is read.
+const ANSWER_MAX_BYTES: usize = 16 * 1024;
+/// The longest first line that is read of the leaf's port.
+const GREETING_MAX_BYTES: usize = 16 * 1024;
+/// How much of what a stranger says is shown.
+const SHOWN_MAX_CHARS: usize = 40;
+
+/// What was learned of one hub.
+#[derive(Debug, Clone)]
+pub struct HubFacts {
+    /// Which.
+    pub hub: Hub,
+    /// The port where nodes connect.
+    pub leaf_port: u16,
+    /// What its name leads to, or why to nothing.
+    pub addresses: Result<Vec<IpAddr>, String>,
+    /// The API.
+    pub api: Door<Answer>,
+    /// Where nodes connect: the server's version.
+    pub leaf: Door<String>,
+}
+
+/// What was learned at one port. Each step is there if the one before it succeeded.
+#[derive(Debug, Clone)]
+pub struct Door<T> {
+    /// Was a connection made?
+    pub reached: Result<Reached, String>,
+    /// What it said that only the right one says: to `/healthz`, or its greeting.
+    pub answer: Option<Result<T, String>>,
+    /// The certificates that it showed.
+    pub shown: Option<Result<Chain, String>>,
+}
+
+/// A connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// To where.
+    pub address: IpAddr,
+    /// From where.
+    pub own: IpAddr,
+    /// How long it took.
+    pub took_ms: u128,
+    /// The largest packet that gets there, as far as the kernel has learned.
+    pub path_mtu: Option<u32>,
+}
+
+/// What the API said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The clock of whoever answered.
+    pub date: Option<Timestamp>,
+    /// Ours, at that moment.
+    pub now: Timestamp,
+}
+
+impl<T> Door<T> {
+    fn closed(cause: String) -> Self {
+        Self { reached: Err(cause), answer: None, shown: None }
+    }
+}
+
+/// Tries a hub.
+pub async fn knock(hub: Hub, leaf_port: u16) -> HubFacts {
+    match resolve(&hub).await {
+        Ok(addresses) => {
+            let (api, leaf) =
+                Box::pin(join(api(&hub, &addresses), leaf(&hub.host, leaf_port, &addresses))).await;
+            HubFacts { hub, leaf_port, addresses: Ok(addresses), api, leaf }
+        }
+        Err(cause) => {
+            let (api, leaf) = (Door::closed(cause.clone()), Door::closed(cause.clone()));
+            HubFacts { hub, leaf_port, addresses: Err(cause), api, leaf }
+        }
+    }
+}
+
+async fn resolve(hub: &Hub) -> Result<Vec<IpAddr>, String> {
+    let found = within(RESOLVE_TIMEOUT, tokio::net::lookup_host((hub.host.as_str(), hub.port))).await?;
+    let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).take(ADDRESSES_MAX).collect();
+    addresses.dedup();
+    if addresses.is_empty() { Err("no address".to_owned()) } else { Ok(addresses) }
+}
+
+async fn api(hub: &Hub, addresses: &[IpAddr]) -> Door<Answer> {
+    let (tcp, mut reached) = match connect(addresses, hub.port).await {
+        Ok(made) => made,
+        Err(cause) => return Door::closed(cause),
+    };
+    let until = tokio::time::Instant::now() + TALK_TIMEOUT;
+    let (shown, answer) = match before(until, secure(&hub.host, tcp)).await {
+        Ok((tls, chain)) => {
+            let answer = before(until, ask(tls, &authority(&hub.host, hub.port), &mut reached)).await;
+            (Ok(chain), Some(answer))
+        }
+        Err(cause) => (Err(cause), None),
+    };
+    Door { reached: Ok(reached), answer, shown: Some(shown) }
+}
+
+/// The server speaks first there (`INFO {…}`), in the clear, and then takes TLS.
+async fn leaf(host: &str, port: u16, addresses: &[IpAddr]) -> Door<String> {
+    let (mut tcp, reached) = match connect(addresses, port).await {
+        Ok(made) => made,
+        Err(cause) => return Door::closed(cause),
+    };
+    let until = tokio::time::Instant::now() + TALK_TIMEOUT;
+    let greeting = before(until, greeting(&mut tcp)).await;
+    let shown = match &greeting {
+        Ok(_) => Some(before(until, secure(host, tcp)).await.map(|(_, chain)| chain)),
+        Err(_) => None,
+    };
+    Door { reached: Ok(reached), answer: Some(greeting), shown }
+}
+
+/// All addresses at once; the first that takes us.
+async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, Reached), String> {
+    let one = async |address: IpAddr| {
+        let begun = Instant::now();
+        let tcp = within(CONNECT_TIMEOUT, TcpStream::connect(SocketAddr::new(address, port))).await?;
+        let own = tcp.local_addr().map_err(|error| error.to_string())?.ip();
+        let reached =
+            Reached { address, own, took_ms: begun.elapsed().as_millis(), path_mtu: path_mtu(&tcp) };
+        Ok::<_, String>((tcp, reached))
+    };
+    let mut trying: FuturesUnordered<_> = addresses.iter().map(|address| one(*address)).collect();
+    let mut causes: Vec<String> = Vec::new();
+    while let Some(outcome) = trying.next().await {
+        match outcome {
+            Ok(made) => return Ok(made),
+            Err(cause) if causes.contains(&cause) => {}
+            Err(cause) => causes.push(cause),
+        }
+    }
+    Err(causes.join("; "))
+}
+
+/// IPv4 only: the kernel has it for a connected socket.
+fn path_mtu(socket: &impl AsFd) -> Option<u32> {
+    getsockopt(socket, IpMtu).ok().and_then(|mtu| u32::try_from(mtu).ok())
+}
+
+async fn secure(host: &str, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Chain), String> {
+    let (config, recorder) = Recorder::client().map_err(|error| error.to_string())?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+    let connector = TlsConnector::from(std::sync::Arc::new(config));
+    let tls = connector.connect(name, tcp).await.map_err(|error| chain(&error))?;
+    Ok((tls, recorder.chain()))
+}
+
+/// Asks for `/healthz`, which every hub answers to everybody.
+async fn ask(tls: TlsStream<TcpStream>, host: &str, reached: &mut Reached) -> Result<Answer, String> {
+    // By now packets of full size have come and gone.
+    reached.path_mtu = path_mtu(tls.get_ref().0);
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|error| chain(&error))?;
+    let request = hyper::Request::get("/healthz")
+        .header(HOST, host)
+        .header(USER_AGENT, concat!("edgewire/", env!("CARGO_PKG_VERSION")))
+        .body(Empty::<bytes::Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let answering = async {
+        let response = sender.send_request(request).await.map_err(|error| chain(&error))?;
+        let now = Timestamp::now();
+        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let date = text(DATE).and_then(http_date);
+        let (status, by) = (response.status(), text(SERVER).map(shown));
+        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES).collect().await;
+        let body = body.map_err(|error| format!("its answer broke off: {error}"))?.to_bytes();
+        if status.is_success() && body.as_ref() == b"ok" {
+            return Ok(Answer { date, now });
+        }
+        let by = by.map(|by| format!(" from {by:?}")).unwrap_or_default();
+        Err(format!("it answers /healthz with status {}{by}", status.as_u16()))
+    };
+    tokio::select! {
+        answer = answering => answer,
+        // It ends when the answer is there, or before: then the answer knows.
+        _ = async { drop(connection.await); std::future::pending::<()>().await } => Err("closed".to_owned()),
+    }
+}
+
+async fn greeting(tcp: &mut TcpStream) -> Result<String, String> {
+    let mut line = Vec::new();
+    // Byte by byte: what follows the line belongs to TLS.
+    while line.last() != Some(&b'\n') && line.len() < GREETING_MAX_BYTES {
+        match tcp.read_u8().await {
+            Ok(byte) => line.push(byte),
+            Err(error) if line.is_empty() => return Err(format!("it closes at once ({error})")),
+            Err(_) => break,
+        }
+    }
+    version(&line).ok_or_else(|| format!("it says {:?}", shown(&String::from_utf8_lossy(&line))))
+}
+
+/// The version in `INFO {"version": …}`.
+fn version(line: &[u8]) -> Option<String> {
+    let info: serde_json::Value = serde_json::from_slice(line.strip_prefix(b"INFO ")?).ok()?;
+    info.get("version")?.as_str().map(shown)
+}
+
+fn shown(text: &str) -> String {
+    let text = text.trim();
+    let cut: String = text.chars().take(SHOWN_MAX_CHARS).collect();
+    if cut.len() < text.len() { cut + "…" } else { cut }
+}
+
+/// An HTTP date: always in this one form (RFC 9110, 5.6.7).
+fn http_date(text: &str) -> Option<Timestamp> {
+    let text = text.strip_suffix(" GMT")?;
+    let at = jiff::fmt::strtime::parse("%a, %d %b %Y %H:%M:%S", text).ok()?.to_datetime().ok()?;
+    let at = at.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+    Some(Timestamp(at.timestamp().as_millisecond()))
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = std::io::Result<T>>) -> Result<T, String> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => done.map_err(|error| plain(&error)),
+        Err(_) => Err(format!("no answer in {} s", limit.as_secs())),
+    }
+}
+
+async fn before<T>(
+    until: tokio::time::Instant,
+    work: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    match tokio::time::timeout_at(until, work).await {
+        Ok(done) => done,
+        Err(_) => Err(format!("it says nothing in {} s", TALK_TIMEOUT.as_secs())),
+    }
+}
+
+/// Without the number that Rust adds.
+fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    text.strip_prefix("failed to lookup address information: ").unwrap_or(text).to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_is_read_as_http_writes_it() {
+        let at = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        assert_eq!(at.rfc3339(), "1994-11-06T08:49:37Z");
+        for bad in ["", "now", "Sun, 06 Nov 1994 08:49:37", "Sun, 36 Nov 1994 08:49:37 GMT"] {
+            assert_eq!(http_date(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_leaf_port_is_known_by_its_greeting() {
+        assert_eq!(version(b"INFO {\"version\":\"2.15.1\",\"tls_required\":true} \r\n").unwrap(), "2.15.1");
+        for bad in [&b""[..], b"SSH-2.0-x\r\n", b"INFO nonsense\r\n", b"INFO {}\r\n"] {
+            assert_eq!(version(bad), None);
+        }
+        assert_eq!(shown(&"x".repeat(100)).chars().count(), SHOWN_MAX_CHARS + 1);
+    }
+}
