@@ -49,6 +49,11 @@ pub enum Kind {
     },
     /// Say durably, into the node's OUTBOX.
     Report,
+    /// Read a stream of this server where one likes, and nothing else.
+    Read {
+        /// The stream.
+        stream: &'static str,
+    },
     /// Manage a stream of this server (purge, consumers): the hub's side of sync, the API's direct reads.
     Manage {
         /// The stream.
@@ -103,6 +108,10 @@ impl Flow {
     pub fn report(subject: impl Into<String>, payload: &'static str) -> Self {
         Self::control(Kind::Report, subject, payload)
     }
+    /// Read a stream.
+    pub fn read(stream: &'static str, payload: &'static str) -> Self {
+        Self::control(Kind::Read { stream }, stream, payload)
+    }
     /// Manage a stream.
     pub fn manage(stream: &'static str, payload: &'static str) -> Self {
         Self::control(Kind::Manage { stream }, stream, payload)
@@ -128,7 +137,11 @@ impl Flow {
     /// `in` or `out`, for the table.
     pub fn direction(&self) -> &'static str {
         match self.kind {
-            Kind::Subscribe { .. } | Kind::Watch { .. } | Kind::Consume { .. } | Kind::Arrivals => "in",
+            Kind::Subscribe { .. }
+            | Kind::Watch { .. }
+            | Kind::Consume { .. }
+            | Kind::Read { .. }
+            | Kind::Arrivals => "in",
             Kind::Publish | Kind::Request | Kind::Write { .. } | Kind::Report => "out",
             Kind::Manage { .. } | Kind::Link | Kind::Stream => "both",
         }
@@ -142,7 +155,14 @@ impl Flow {
             Kind::Watch { bucket } => format!("bucket {bucket}, level-triggered"),
             Kind::Write { bucket } => format!("bucket {bucket}, compare-and-set"),
             Kind::Consume { stream, .. } => format!("stream {stream}, in order, acknowledged last"),
+            Kind::Report if self.subject.starts_with("ew.audit.done.") => {
+                format!("stream {}, durable", subject::STREAM_AUDIT)
+            }
+            Kind::Report if self.subject.starts_with("ew.audit.") => {
+                format!("stream {}, durable", subject::STREAM_REFUSED)
+            }
             Kind::Report => format!("stream {}, durable", subject::STREAM_OUTBOX),
+            Kind::Read { stream } => format!("stream {stream}, read"),
             Kind::Manage { stream } => format!("stream {stream}, managed"),
             Kind::Link => "across the link".into(),
             Kind::Arrivals => "live, wake-up".into(),
@@ -214,6 +234,7 @@ pub fn permissions(
                 api(&mut publish, format!("DIRECT.GET.{}.>", subject::bucket_stream(bucket)));
             }
             Kind::Consume { stream, .. } => read(&mut publish, stream),
+            Kind::Read { stream } => api(&mut publish, format!("DIRECT.GET.{stream}")),
             Kind::Manage { stream } => {
                 read(&mut publish, stream);
                 api(&mut publish, format!("STREAM.PURGE.{stream}"));

@@ -12,10 +12,12 @@
 //! * [`durable`] what a module keeps on disk, and the reports it still owes
 //! * [`link`] an edge's side of the link to the hub: byte-bounded pulls, atomic batches with a cursor
 //! * [`stream`] credit-bounded byte streams (logs, exec)
+//! * [`audit`] the hub's audit streams
 //! * [`tool`] what a tool at a prompt needs: listen, publish, ask
 //! * [`program`] log and stop signal of the programs around a host
 //! * [`connection`] connecting; [`server`] supervising a `nats-server`; [`identity`] keys and permissions
 
+pub mod audit;
 pub mod connection;
 pub mod durable;
 pub mod flow;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_nats::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use futures::StreamExt;
+use schemas::Timestamp;
 use schemas::envelope::Headers;
 use schemas::name::NodeName;
 use schemas::subject;
@@ -187,11 +188,32 @@ pub async fn read(
     sequence: u64,
     max_bytes: usize,
 ) -> Result<Vec<Stored>, LinkError> {
+    direct(bus, stream, json!({"seq": sequence.max(1), "next_by_subj": filter}), max_bytes).await
+}
+
+/// As [`read`], from what was stored at `since` or later.
+pub async fn read_since(
+    bus: &Bus,
+    stream: &str,
+    filter: &str,
+    since: Timestamp,
+    max_bytes: usize,
+) -> Result<Vec<Stored>, LinkError> {
+    direct(bus, stream, json!({"start_time": since.rfc3339(), "next_by_subj": filter}), max_bytes).await
+}
+
+async fn direct(
+    bus: &Bus,
+    stream: &str,
+    mut body: serde_json::Value,
+    max_bytes: usize,
+) -> Result<Vec<Stored>, LinkError> {
     let inbox = bus.client.new_inbox();
     let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(lost)?;
-    let body = json!({
-        "seq": sequence.max(1), "next_by_subj": filter, "batch": BATCH_MESSAGES_MAX, "max_bytes": max_bytes,
-    });
+    if let serde_json::Value::Object(fields) = &mut body {
+        fields.insert("batch".to_owned(), json!(BATCH_MESSAGES_MAX));
+        fields.insert("max_bytes".to_owned(), json!(max_bytes));
+    }
     let to = format!("$JS.{}.API.DIRECT.GET.{stream}", bus.domain);
     bus.client.publish_with_reply(to, inbox, body.to_string().into()).await.map_err(lost)?;
     let mut stored = Vec::new();

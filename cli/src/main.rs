@@ -6,6 +6,7 @@
 
 mod api;
 mod ask;
+mod audit;
 mod check;
 mod decode;
 mod duration;
@@ -93,6 +94,8 @@ enum Command {
     /// Make, list and revoke the tokens with which nodes join
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Show who did what, and who was refused what, at the hub and on the nodes
+    Audit(audit::AuditArgs),
     /// Print a shell's completion script: source <(edgewire completion bash)
     Completion {
         /// The shell
@@ -206,6 +209,7 @@ async fn perform(command: Command, screen: &mut Screen, notices: &Notices) -> Ou
         Command::Nodes(args) => nodes::run(args, screen).await,
         Command::Node(command) => node::run(command, screen).await,
         Command::Modules(args) => modules::run(args, screen, notices).await,
+        Command::Audit(args) => audit::run(args, screen).await,
         Command::Token(command) => token::run(command, screen).await,
         Command::Completion { shell } => screen.print(&completion(&shell)).await,
         Command::Version => screen.print(concat!("edgewire ", env!("CARGO_PKG_VERSION"), "\n")).await,

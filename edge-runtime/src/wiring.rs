@@ -198,8 +198,9 @@ fn modules(
         (Sync::new(name.clone(), boot_id.clone(), notices), rim)
     });
     let server = leaf.clone();
+    let name = node.clone();
     host.module(spec(credentials::NAME, credentials::flows()), move || {
-        (Credentials, CredentialsRim(server.clone()))
+        (Credentials::new(name.clone()), CredentialsRim(server.clone()))
     });
     let runtime = runtime_config(config);
     let (name, address) = (node.clone(), config.address.clone().unwrap_or_default());

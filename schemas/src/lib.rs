@@ -11,9 +11,11 @@
 //! * [`report`] what a node says of itself and of its pods
 //! * [`desired`] what a node must have, and the lineage that guards it
 //! * [`credential`] credentials of pods, nodes and tools
+//! * [`audit`] who did what, and who was refused what
 //! * [`command`] what the hub asks a node to do, and the frames of a byte stream
 //! * [`quantity`] Kubernetes quantities (`100m`, `64Mi`) as numbers
 
+pub mod audit;
 pub mod command;
 pub mod credential;
 pub mod desired;

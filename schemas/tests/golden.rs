@@ -205,6 +205,20 @@ fn credentials_keep_their_form() {
             revoked: None,
         },
     );
+    sample(
+        "AuditRecord",
+        &schemas::audit::AuditRecord {
+            id: "a1".into(),
+            at: Timestamp(1_000),
+            node: "hub".into(),
+            user: "edgewire-admin".into(),
+            verb: "create".into(),
+            object: "pods/demo/sensor".into(),
+            code: 201,
+            count: 1,
+            detail: "kubectl".into(),
+        },
+    );
     sample("NewToken", &NewToken { ttl_s: 60, node: Some(node.clone()), uses: 2 });
     let hubs = vec!["https://hub:6443".to_owned()];
     sample("JoinToken", &JoinToken { hubs, ca_sha256: "00".into(), id: id.clone(), secret: "s".into() });

@@ -90,6 +90,7 @@ pub(super) async fn open<D: Send + 'static>(
         | Kind::Request
         | Kind::Write { .. }
         | Kind::Report
+        | Kind::Read { .. }
         | Kind::Manage { .. }
         | Kind::Link
         | Kind::Arrivals

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::binary::{self, Binary};
 use super::child::Files;
 use super::process::{Login, Plan, Probe, Supervisor};
-use super::{ServerError, ServerStatus};
+use super::{Denials, ServerError, ServerStatus};
 use crate::identity::{HubKeys, Tls};
 use crate::module::Account;
 
@@ -52,6 +52,7 @@ pub struct HubServer {
     supervisor: Supervisor,
     keys: Arc<HubKeys>,
     probe: Probe,
+    files: Files,
 }
 
 impl HubServer {
@@ -77,13 +78,13 @@ impl HubServer {
             name: "hub".to_owned(),
             digest: digest(&[&binary.version, &certificate, &fixed.to_string()]),
             binary,
-            files,
+            files: files.clone(),
             config: text,
             env: Vec::new(),
             listen: vec![config.listen, config.leaf_listen],
             probe: probe.clone(),
         };
-        Ok(Self { supervisor: Supervisor::start(plan).await?, keys, probe })
+        Ok(Self { supervisor: Supervisor::start(plan).await?, keys, probe, files })
     }
 
     /// Waits until it takes connections and knows every revocation.
@@ -117,6 +118,11 @@ impl HubServer {
         self.keys.revoke(account, public_key)?;
         let sys = self.sys_client().await?;
         Ok(self.keys.push(&sys, account).await?)
+    }
+
+    /// What the server refuses from now on.
+    pub fn denials(&self) -> Denials {
+        Denials::new(self.files.clone())
     }
 
     /// Stops it and the supervising.

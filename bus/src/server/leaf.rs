@@ -17,7 +17,7 @@ use super::child::Files;
 use super::hub::{common, digest, reachable};
 use super::process::{Login, Plan, Probe, Supervisor};
 use super::users::{User, Users};
-use super::{ServerError, ServerStatus};
+use super::{Denials, ServerError, ServerStatus};
 use crate::identity::Permissions;
 use crate::module::Account;
 
@@ -209,6 +209,11 @@ impl LeafServer {
     pub async fn restart(&self) -> Result<(), ServerError> {
         let plan = self.state.lock().await.plan()?;
         self.within(self.supervisor.replace(plan)).await
+    }
+
+    /// What the server refuses from now on.
+    pub async fn denials(&self) -> Denials {
+        Denials::new(self.state.lock().await.files())
     }
 
     /// The hubs' addresses and the server's log; `None` before the node has joined.

@@ -5,13 +5,14 @@
 //! configuration alone; the supervising is one [`process::Supervisor`].
 //!
 //! * [`hub`] operator mode, TLS for clients and leafs; [`leaf`] local users, two remotes; [`look`] how the link looks,
-//!   with the kernel's counters of [`tcp`]
+//!   with the kernel's counters of [`tcp`]; [`denials`] what a server refused
 //! * [`users`] the leaf's users on disk
 //! * [`binary`] which `nats-server`; [`process`] the supervisor; [`child`] one process: record, signals, log;
 //!   [`store`] what it says of its store
 
 pub mod binary;
 pub mod child;
+mod denials;
 pub mod hub;
 pub mod leaf;
 mod look;
@@ -21,6 +22,7 @@ mod store;
 mod tcp;
 pub mod users;
 
+pub use denials::{Denial, Denials};
 pub use hub::{HubConfig, HubServer};
 pub use leaf::{HubLink, LeafConfig, LeafServer, Link};
 pub use look::LinkFacts;

@@ -2,11 +2,12 @@
 //!
 //! Stateless: any replica answers any request. A request runs through here in this order:
 //! [`server`] (TLS, HTTP, bounds) -> [`auth`] -> [`route`] (what is meant) -> [`handlers`] (read, write, delete, watch,
-//! logs and exec) -> [`store`]. What is served stands in one table, [`resource`]; [`defaults`] and [`validate`] are
+//! logs and exec) -> [`store`] -> [`mod@audit`]. What is served stands in one table, [`resource`]; [`defaults`] and [`validate`] are
 //! applied here once and nowhere else. [`cache`] feeds watches; [`namespaces`] ends what was in a deleted namespace.
 //!
 //! In: HTTPS. Out: KV `objects` (read, watch, write), `ew.cmd.<node>.containers.{logs,exec}`, `ew.local.identity.<verb>`.
 
+pub mod audit;
 pub mod auth;
 pub mod cache;
 pub mod defaults;
@@ -61,6 +62,8 @@ pub struct Parts {
     pub streams: Arc<dyn EdgeStreams>,
     /// The identity module.
     pub identity: Arc<dyn Identity>,
+    /// Who did what.
+    pub audit: Arc<dyn audit::Audit>,
 }
 
 /// Serves until `stop`, then lets running requests end.

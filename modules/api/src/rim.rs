@@ -11,16 +11,18 @@ use bus::flow::Flow;
 use bus::module::{Effect, Input, Module, Never, Rim};
 use bus::tool::ToolError;
 use schemas::Timestamp;
+use schemas::audit::{AuditRecord, Thinned};
 use schemas::command::{Frame, OpenExec, OpenLogs, Refusal, Reply};
 use schemas::envelope::Headers;
 use schemas::name::NodeName;
 use schemas::subject;
 use serde_json::Value;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::{Audit, Wanted};
 use crate::edge::{ByteStream, EdgeStreams, FRAMES_WAITING_MAX, Identity};
 use crate::{Config, Parts};
 
@@ -42,6 +44,10 @@ pub fn flows() -> Vec<Flow> {
         Flow::request("ew.cmd.*.containers.exec", "OpenExec -> Reply<()>"),
         Flow::stream("Frame"),
         Flow::request(subject::local(IDENTITY, ">"), "JSON -> Reply<JSON>"),
+        Flow::report(subject::audit_filter(false), "AuditRecord"),
+        Flow::report(subject::audit_filter(true), "AuditRecord"),
+        Flow::read(subject::STREAM_AUDIT, "AuditRecord"),
+        Flow::read(subject::STREAM_REFUSED, "AuditRecord"),
     ]
 }
 
@@ -79,7 +85,8 @@ impl Rim<ApiModule> for ApiRim {
         let reach =
             Arc::new(BusReach { bus: bus.control.clone(), stop: stop.clone(), tasks: TaskTracker::new() });
         let store = Arc::new(bus::store::ObjectStore::new(&bus.control));
-        let parts = Parts { store, streams: reach.clone(), identity: reach };
+        let audit = Arc::new(BusAudit { bus: bus.control.clone(), thinned: Mutex::default() });
+        let parts = Parts { store, streams: reach.clone(), identity: reach, audit };
         crate::run(self.config.clone(), parts, stop).await.map_err(|error| format!("EW-API-LISTEN: {error}"))
     }
 }
@@ -201,5 +208,45 @@ impl Identity for BusReach {
         schemas::decode::<Reply<Value>>(&answer.payload).map_err(|error| {
             Refusal::new(500, "EW-INTERNAL", format!("the identity module's answer: {error}"))
         })?
+    }
+}
+
+/// The hub's audit streams.
+struct BusAudit {
+    bus: Bus,
+    thinned: Mutex<Thinned>,
+}
+
+impl BusAudit {
+    /// What of it is to be kept now: all that was done, and refusals thinned out.
+    fn thin(&self, record: AuditRecord) -> Vec<AuditRecord> {
+        if !record.refused() {
+            return vec![record];
+        }
+        let mut thinned = self.thinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let kind = format!("{} {} {}", record.user, record.verb, record.code);
+        let now = record.at;
+        let mut keep = thinned.due(now);
+        keep.extend(thinned.add(&kind, record, now));
+        keep
+    }
+}
+
+#[async_trait]
+impl Audit for BusAudit {
+    async fn write(&self, record: AuditRecord) {
+        for record in self.thin(record) {
+            if let Err(error) = bus::audit::write(&self.bus, &record, NAME).await {
+                tracing::error!(%error, user = record.user, verb = record.verb, object = record.object, "not in the audit stream");
+            }
+        }
+    }
+
+    async fn read(&self, wanted: Wanted) -> Result<Vec<AuditRecord>, Refusal> {
+        let read =
+            bus::audit::read(&self.bus, wanted.since, wanted.limit, |record| wanted.wants(record)).await;
+        read.map_err(|error| {
+            Refusal::new(503, "EW-NOT-READY", format!("the audit streams: {error}; try again"))
+        })
     }
 }

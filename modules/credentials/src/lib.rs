@@ -1,6 +1,7 @@
 //! Gives each pod its own credential for the node's server, and takes it back.
 //!
-//! In: `ew.local.credentials.issue` and `.revoke`, asked by `containers`. Out: the answer. The credential is made on the
+//! In: `ew.local.credentials.issue` and `.revoke`, asked by `containers`. Out: the answer; and, for the hub's audit, what the
+//! node's server refused whom (`ew.evt.credentials.Audit`, kept in the node's OUTBOX while it is offline). The credential is made on the
 //! node, offline too; it opens the pod's namespace on this node and nothing anywhere else, and it stays the same for the
 //! life of the pod, across restarts of everything.
 
@@ -10,12 +11,15 @@ use bus::connection::Handles;
 use bus::flow::Flow;
 use bus::identity::Permissions;
 use bus::module::{Account, Effect, Input, Message, Module, Rim};
-use bus::server::{LeafServer, User};
+use bus::server::{Denial, LeafServer, User};
 use schemas::Timestamp;
+use schemas::audit::{AuditRecord, Thinned};
 use schemas::command::{Refusal, Reply};
 use schemas::credential::{Issue, Issued, Withdraw};
-use schemas::name::Namespace;
+use schemas::envelope;
+use schemas::name::{Namespace, NodeName};
 use schemas::subject;
+use tokio::sync::mpsc;
 
 /// Name of the module.
 pub const NAME: &str = "credentials";
@@ -25,6 +29,7 @@ pub fn flows() -> Vec<Flow> {
     vec![
         Flow::respond(subject::local(NAME, "issue"), "Issue -> Issued"),
         Flow::respond(subject::local(NAME, "revoke"), "Withdraw -> ()"),
+        Flow::report(subject::event(NAME, subject::EVENT_AUDIT), "AuditRecord"),
     ]
 }
 
@@ -37,22 +42,49 @@ pub enum Act {
     Remove(Message, Withdraw),
 }
 
-/// The answer to one question.
+/// What the rim tells.
 #[derive(Debug)]
-pub struct Done {
-    message: Message,
-    answer: Vec<u8>,
+pub enum Done {
+    /// The answer to one question.
+    Answer(Message, Vec<u8>),
+    /// What the server refused.
+    Denied(Vec<Denial>),
 }
 
-/// The module. It holds nothing: the server's users are the state.
-#[derive(Default)]
-pub struct Credentials;
+/// The module. Of credentials it holds nothing: the server's users are the state.
+pub struct Credentials {
+    node: NodeName,
+    refusals: Thinned,
+}
+
+impl Credentials {
+    /// The module of `node`.
+    pub fn new(node: NodeName) -> Self {
+        Self { node, refusals: Thinned::default() }
+    }
+
+    fn report(&self, record: &AuditRecord) -> Effect<Act> {
+        let headers =
+            envelope::headers(self.node.as_str(), NAME, subject::EVENT_AUDIT, &record.id, record.at);
+        let subject = subject::event(NAME, subject::EVENT_AUDIT);
+        Effect::Report { subject, headers, payload: schemas::encode(record) }
+    }
+
+    fn denied(&mut self, denials: Vec<Denial>, now: Timestamp) -> Vec<Effect<Act>> {
+        let mut records = self.refusals.due(now);
+        for denial in denials {
+            let kind = format!("{} {}", denial.user, denial.verb);
+            records.extend(self.refusals.add(&kind, denial.record(self.node.as_str(), now), now));
+        }
+        records.iter().map(|record| self.report(record)).collect()
+    }
+}
 
 impl Module for Credentials {
     type Act = Act;
     type Done = Done;
 
-    fn apply(&mut self, input: Input<Done>, _now: Timestamp) -> Vec<Effect<Act>> {
+    fn apply(&mut self, input: Input<Done>, now: Timestamp) -> Vec<Effect<Act>> {
         match input {
             Input::Message(message) => {
                 let act = if message.subject == subject::local(NAME, "issue") {
@@ -69,7 +101,8 @@ impl Module for Credentials {
                     }
                 }
             }
-            Input::Done(Done { message, answer }) => match message.reply {
+            Input::Done(Done::Denied(denials)) => self.denied(denials, now),
+            Input::Done(Done::Answer(message, answer)) => match message.reply {
                 Some(to) => vec![Effect::Reply { account: message.account, to, payload: answer }],
                 None => Vec::new(),
             },
@@ -118,15 +151,24 @@ impl CredentialsRim {
 impl Rim<Credentials> for CredentialsRim {
     async fn act(&self, _bus: &Handles, act: Act) -> Option<Done> {
         Some(match act {
-            Act::Put(message, issue) => Done { answer: schemas::encode(&self.put(&issue).await), message },
+            Act::Put(message, issue) => {
+                let issued = self.put(&issue).await;
+                Done::Answer(message, schemas::encode(&issued))
+            }
             Act::Remove(message, withdraw) => {
                 let removed: Reply<()> =
                     self.0.remove_users(&[user_name(&withdraw.uid)]).await.map_err(|error| {
                         Refusal::new(500, "EW-CREDENTIAL", format!("the credential stays: {error}"))
                     });
-                Done { answer: schemas::encode(&removed), message }
+                Done::Answer(message, schemas::encode(&removed))
             }
         })
+    }
+
+    async fn watch(&self, _bus: &Handles, tell: mpsc::Sender<Done>) -> Result<(), String> {
+        let mut denials = self.0.denials().await;
+        while tell.send(Done::Denied(denials.next().await)).await.is_ok() {}
+        Ok(())
     }
 }
 
@@ -166,7 +208,26 @@ mod tests {
             payload: b"rubbish".to_vec(),
             reply: Some("r".into()),
         };
-        let effects = Credentials.apply(Input::Message(message), Timestamp(0));
+        let effects =
+            Credentials::new(NodeName::new("n1").unwrap()).apply(Input::Message(message), Timestamp(0));
         assert!(matches!(effects.as_slice(), [Effect::Reply { .. }]));
+    }
+
+    #[test]
+    fn a_pod_that_knocks_all_the_time_is_one_record_and_its_number() {
+        let mut module = Credentials::new(NodeName::new("n1").unwrap());
+        let denial = Denial { user: "pod-x".into(), verb: "publish", subject: "b.c".into(), count: 1 };
+        let mut told = Vec::new();
+        for ms in (0..1_300_000).step_by(2_000) {
+            let effects = module.apply(Input::Done(Done::Denied(vec![denial.clone()])), Timestamp(ms));
+            told.extend(effects.into_iter().map(|effect| match effect {
+                Effect::Report { payload, .. } => schemas::decode::<AuditRecord>(&payload).unwrap(),
+                other => panic!("{other:?}"),
+            }));
+        }
+        let counts: Vec<u64> = told.iter().map(|record| record.count).collect();
+        assert_eq!(counts, [1, 299, 300]);
+        let first = told.first().unwrap();
+        assert_eq!((first.user.as_str(), first.object.as_str(), first.refused()), ("pod-x", "b.c", true));
     }
 }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | UP `ew.in.*.events.ew.evt.>` | [`EventReport`] |
 //! | bucket objects `=.events.*.*` | the Events, read, written and removed |
+//! | stream REFUSED `ew.audit.refused.>` | what a node's server refused there ([`AuditRecord`]), passed on |
 //!
 //! * [`fold`] reports and an Event become one
 
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bus::flow::Flow;
 use bus::module::{Delivery, Effect, Entry, EntryValue, Expect, Input, Module, Never, WriteError};
 use schemas::Timestamp;
+use schemas::audit::AuditRecord;
 use schemas::object::Object;
 use schemas::report::EventReport;
 use schemas::subject::{self, BUCKET_OBJECTS, Lane, ObjectKey, Resource, STREAM_UP};
@@ -39,9 +41,25 @@ pub const WRITE_TIMEOUT_MS: u64 = 10_000;
 pub fn flows() -> Vec<Flow> {
     vec![
         Flow::consume(STREAM_UP, "events", subject::raised_events(), "EventReport"),
+        Flow::report(subject::audit_filter(true), "AuditRecord"),
         Flow::watch(BUCKET_OBJECTS, filter(), "Event"),
         Flow::write(BUCKET_OBJECTS, filter(), "Event"),
     ]
+}
+
+/// A node's record goes on to the hub's audit, as what was refused there: what is done is done through the hub.
+fn audit(record: AuditRecord) -> Effect<Never> {
+    let text = |text: &str| schemas::audit::text(text);
+    let record = AuditRecord {
+        user: text(&record.user),
+        verb: text(&record.verb),
+        object: text(&record.object),
+        detail: text(&record.detail),
+        code: record.code.clamp(400, 599),
+        ..record
+    };
+    let (subject, headers) = bus::audit::addressed(&record, "events");
+    Effect::Report { subject, headers, payload: schemas::encode(&record) }
 }
 
 fn filter() -> String {
@@ -141,12 +159,19 @@ impl Events {
                 reason,
             }]
         };
+        let Some((node, Lane::Events, original)) = subject::lowered(&delivery.subject) else {
+            return dead("the subject is not one of a node's events".to_owned());
+        };
+        if original.rsplit('.').next() == Some(subject::EVENT_AUDIT) {
+            return match schemas::decode::<AuditRecord>(&delivery.payload) {
+                Ok(record) if record.node == node.as_str() => vec![audit(record)],
+                Ok(record) => dead(format!("node {node} may not speak for node {:?}", record.node)),
+                Err(error) => dead(error.to_string()),
+            };
+        }
         let report: EventReport = match schemas::decode(&delivery.payload) {
             Ok(report) => report,
             Err(error) => return dead(error.to_string()),
-        };
-        let Some((node, Lane::Events, _)) = subject::lowered(&delivery.subject) else {
-            return dead("the subject is not one of a node's events".to_owned());
         };
         if report.node != node.as_str() {
             return dead(format!("node {node} may not speak for node {:?}", report.node));

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use bus::module::{Delivery, Effect, Entry, EntryValue, Expect, Input, Module, Never, WriteError};
 use events::{EVENT_TTL_MS, EVENTS_MAX, Events, REMOVALS_MAX};
 use schemas::Timestamp;
+use schemas::audit::AuditRecord;
 use schemas::object::Object;
 use schemas::report::{EventReport, Severity};
 use serde_json::json;
@@ -340,7 +341,43 @@ fn what_cannot_be_used_is_a_dead_letter_with_its_reason() {
 }
 
 #[test]
+fn a_nodes_audit_goes_on_as_what_was_refused_there_and_for_itself_alone() {
+    let record = |node: &str, code| {
+        let (user, verb, object) = ("pod-x\n".into(), "publish".into(), "app.other.x".into());
+        let (id, detail) = ("i".into(), "x".repeat(9_000));
+        schemas::encode(&AuditRecord {
+            id,
+            at: T0,
+            node: node.into(),
+            user,
+            verb,
+            object,
+            code,
+            count: 3,
+            detail,
+        })
+    };
+    let passed_on = |payload| {
+        let mut world = World::new();
+        world.module.apply(delivered("ew.in.n1.events.ew.evt.credentials.Audit", payload), T0)
+    };
+    // A node that claims that something was done is believed as far as that it tried.
+    for code in [403, 201] {
+        let effects = passed_on(record("n1", code));
+        let [Effect::Report { subject, payload, .. }] = effects.as_slice() else { panic!("{effects:?}") };
+        assert_eq!(subject, "ew.audit.refused.n1.publish");
+        let record: AuditRecord = schemas::decode(payload).unwrap();
+        assert_eq!((record.user.as_str(), record.count, record.refused()), ("pod-x ", 3, true));
+        assert!(record.detail.len() <= schemas::audit::TEXT_MAX_BYTES);
+    }
+    for payload in [record("n2", 403), record("hub", 403), b"\xff".to_vec()] {
+        let effects = passed_on(payload);
+        assert!(matches!(effects.as_slice(), [Effect::Dead { .. }]), "{effects:?}");
+    }
+}
+
+#[test]
 fn the_flows_are_those_of_the_table() {
     let subjects: Vec<String> = events::flows().into_iter().map(|flow| flow.subject).collect();
-    assert_eq!(subjects, ["ew.in.*.events.ew.evt.>", "=.events.*.*", "=.events.*.*"]);
+    assert_eq!(subjects, ["ew.in.*.events.ew.evt.>", "ew.audit.refused.>", "=.events.*.*", "=.events.*.*"]);
 }

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use bus::module::{Effect, EntryValue, Expect, Input, Message, Module, WriteError};
+use bus::server::Denial;
 use schemas::Timestamp;
+use schemas::audit::Thinned;
 use schemas::command::{Refusal, Reply};
 use schemas::credential::{Enroll, NewToken, NodeRecord, TokenRecord};
 use schemas::subject;
@@ -43,6 +45,8 @@ pub enum Done {
     Token(Message, TokenRecord, Value),
     /// Answer this.
     Answer(Message, Answer),
+    /// What the hub's server refused.
+    Denied(Vec<Denial>),
 }
 
 /// What waits for a write.
@@ -62,6 +66,7 @@ pub struct Identity {
     current: bool,
     waiting: BTreeMap<u64, Waiting>,
     next: u64,
+    refusals: Thinned,
 }
 
 pub(crate) type Effects = Vec<Effect<Act>>;
@@ -184,6 +189,26 @@ impl Identity {
         }
     }
 
+    /// A key that a node enrolled with is shown by the node's name.
+    fn denied(&mut self, denials: Vec<Denial>, now: Timestamp, effects: &mut Effects) {
+        let mut records = self.refusals.due(now);
+        for mut denial in denials {
+            let node = self
+                .nodes
+                .values()
+                .find(|(node, _)| [&node.control_key, &node.work_key].contains(&&denial.user));
+            if let Some((node, _)) = node {
+                denial.user = node.node.to_string();
+            }
+            let kind = format!("{} {}", denial.user, denial.verb);
+            records.extend(self.refusals.add(&kind, denial.record(subject::DOMAIN_HUB, now), now));
+        }
+        for record in records {
+            let (subject, headers) = bus::audit::addressed(&record, NAME);
+            effects.push(Effect::Report { subject, headers, payload: schemas::encode(&record) });
+        }
+    }
+
     fn entry(&mut self, key: &str, revision: u64, value: EntryValue) {
         let Some((kind, name)) = key.split_once('.') else { return };
         match (kind, value) {
@@ -231,6 +256,7 @@ impl Module for Identity {
                 self.put(key, schemas::encode(&record), Expect::Absent, waiting, &mut effects);
             }
             Input::Done(Done::Answer(message, answer)) => effects.extend(Effect::reply(&message, &answer)),
+            Input::Done(Done::Denied(denials)) => self.denied(denials, now, &mut effects),
             Input::Wrote { token, outcome } => self.wrote(token, &outcome, now, &mut effects),
             Input::Delivery(_) | Input::Answered { .. } | Input::Tick => {}
         }

@@ -22,6 +22,7 @@ use schemas::credential::{Enrolled, JoinToken, NodeRecord, TokenRecord};
 use schemas::subject;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
 
 use decide::{Act, Answer, Done, Identity};
 
@@ -37,6 +38,7 @@ pub fn flows() -> Vec<Flow> {
         VERBS.iter().map(|verb| Flow::respond(subject::local(NAME, verb), "JSON -> Reply<JSON>")).collect();
     flows.push(Flow::watch(subject::BUCKET_IDENTITY, "*.*", "TokenRecord, NodeRecord"));
     flows.push(Flow::write(subject::BUCKET_IDENTITY, "*.*", "TokenRecord, NodeRecord"));
+    flows.push(Flow::report(subject::audit_filter(true), "AuditRecord"));
     flows
 }
 
@@ -173,5 +175,11 @@ impl Rim<Identity> for IdentityRim {
             }
             Act::Revoke(Some(message), record) => Done::Answer(message, self.revoke(&record).await),
         })
+    }
+
+    async fn watch(&self, _bus: &Handles, tell: mpsc::Sender<Done>) -> Result<(), String> {
+        let mut denials = self.server.denials();
+        while tell.send(Done::Denied(denials.next().await)).await.is_ok() {}
+        Ok(())
     }
 }

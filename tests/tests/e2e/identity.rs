@@ -1,5 +1,7 @@
 //! Who is in and who is out: a node that is shut out stays out, and what runs on it runs on.
 
+use anyhow::Context;
+use base64::Engine;
 use tests::cluster::{Cluster, eventually};
 
 use crate::support::{
@@ -58,4 +60,77 @@ async fn a_revoked_node_is_out_and_its_pods_run_on() -> anyhow::Result<()> {
     let nobody = edgewire(&cluster, &["node", "revoke", "nobody"]).await?;
     anyhow::ensure!(!nobody.success && nobody.stderr.contains("EW-NODE-UNKNOWN"), "{}", nobody.stderr);
     cluster.done().await
+}
+
+/// Speaks NATS by hand, as the pod that it is: publishes into another namespace.
+const KNOCK: &str = r#"u=${NATS_URL#nats://}; login=${u%@*}; at=${u#*@}
+{ printf 'CONNECT {"verbose":false,"user":"%s","pass":"%s"}\r\n' "${login%%:*}" "${login#*:}"
+  printf 'PUB app.other.x 1\r\nx\r\nPING\r\n'; sleep 2; } | nc "${at%%:*}" "${at##*:}"
+trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_and_what_was_refused_is_on_record() -> anyhow::Result<()> {
+    let cluster = Cluster::new("audit").await?;
+    cluster.up(&["edge-a"]).await?;
+    let edge = cluster.edge("edge-a")?;
+    cluster.apply(&pod("steady", "edge-a", IDLE).to_string()).await?;
+    runs(&cluster, &edge, "default", "steady").await?;
+    cluster.kubectl_ok(&["exec", "steady", "--", "true"]).await?;
+    let stranger = cluster.kubectl(&["--token=stranger", "get", "secrets"]).await?;
+    anyhow::ensure!(!stranger.success, "a stranger was let in");
+    let forged = forged(&cluster).await?;
+    for _ in 0..5 {
+        let refused = cluster.edge("edge-b")?.join_with(&forged).await?;
+        anyhow::ensure!(!refused.success, "a forged token was taken");
+    }
+
+    // What is refused on a node that is cut off is kept there.
+    cluster.apply(&pod("knocker", "edge-a", KNOCK).to_string()).await?;
+    let knocker = runs(&cluster, &edge, "default", "knocker").await?;
+    edge.cut()?;
+    cluster.ready("edge-a", "Unknown").await?;
+    edge.signal(knocker.pid, nix::sys::signal::Signal::SIGKILL)?; // started again, it knocks again
+    let again = || Ok(edge.container_of("default", "knocker")?.is_some_and(|now| now.id != knocker.id));
+    eventually("the knocker was started again", 60, async || again()).await?;
+    edge.heal()?;
+
+    let user = format!("pod-{}", knocker.uid);
+    let want = [
+        ("hub", "edgewire-admin", "create", "pods/default/steady", false),
+        ("hub", "edgewire-admin", "exec", "pods/default/steady", false),
+        ("hub", "edgewire-admin", "token.create", "tokens/", false),
+        ("hub", "", "join", "nodes/edge-a", false),
+        ("hub", "", "join", "nodes", true),
+        ("hub", "", "get", "secrets/default", true),
+        ("edge-a", user.as_str(), "publish", "app.other.x", true),
+    ];
+    for (node, user, verb, object, refused) in want {
+        eventually(&format!("{verb} {object} by {user:?} on {node} is on record"), 60, async || {
+            let records = edgewire(&cluster, &["audit", "--json"]).await?.ok()?;
+            let records: Vec<serde_json::Value> = serde_json::from_str(&records)?;
+            Ok(records.iter().any(|record| {
+                record["node"] == node
+                    && record["user"] == user
+                    && record["verb"] == verb
+                    && record["object"].as_str().is_some_and(|have| have.starts_with(object))
+                    && (record["code"].as_u64() >= Some(400)) == refused
+            }))
+        })
+        .await?;
+    }
+    let refused = edgewire(&cluster, &["audit", "--refused", "--verb", "join"]).await?.ok()?;
+    anyhow::ensure!(refused.lines().count() == 2, "five knocks at once are one record:\n{refused}");
+    let none = edgewire(&cluster, &["audit", "--node", "nobody"]).await?;
+    anyhow::ensure!(none.success && none.stderr.contains("nothing recorded"), "{}", none.stderr);
+    cluster.done().await
+}
+
+/// A token of the right form for this hub, with a secret that nobody made.
+async fn forged(cluster: &Cluster) -> anyhow::Result<String> {
+    let url_safe = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let token = cluster.hub().token(1, 600).await?;
+    let body = token.strip_prefix("ew1.").context("a token begins with ew1.")?;
+    let mut body: serde_json::Value = serde_json::from_slice(&url_safe.decode(body)?)?;
+    body["secret"] = "guessed".into();
+    Ok(format!("ew1.{}", url_safe.encode(body.to_string())))
 }

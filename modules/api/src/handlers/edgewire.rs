@@ -9,14 +9,24 @@ use axum::http::request::Parts as Head;
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use schemas::Timestamp;
+
 use super::{Api, read_body};
+use crate::audit::{Named, Wanted};
+use crate::route::Query;
 use crate::status::{ApiError, json_response};
 
+const AUDIT: &str = "/edgewire/v1/audit";
+/// Audit records of one answer.
+const RECORDS_MAX: usize = 5_000;
 /// An enrolment is small, and anybody may send one.
 const ENROLL_MAX_BYTES: usize = 64 * 1024;
 
 impl Api {
     pub(crate) async fn edgewire(&self, head: Head, body: Body, known: bool) -> Result<Response, ApiError> {
+        if (&head.method, head.uri.path()) == (&Method::GET, AUDIT) && known {
+            return self.records(&Query::parse(head.uri.query().unwrap_or(""))).await;
+        }
         let path = head.uri.path().trim_start_matches("/edgewire/v1/").trim_end_matches('/').to_owned();
         let parts: Vec<&str> = path.split('/').collect();
         let (verb, extra) = match (&head.method, parts.as_slice()) {
@@ -28,7 +38,7 @@ impl Api {
             (&Method::GET, ["nodes"]) if known => ("node.list", None),
             (&Method::POST, ["nodes", name, "revoke"]) if known => ("node.revoke", Some(*name)),
             (&Method::GET, ["bus"]) if known => ("bus", None),
-            (_, ["enroll" | "tokens" | "nodes" | "bus", ..]) => {
+            (_, ["enroll" | "tokens" | "nodes" | "bus" | "audit", ..]) => {
                 return Err(ApiError::method_not_allowed(format!(
                     "{} is not possible on {}",
                     head.method,
@@ -48,7 +58,39 @@ impl Api {
                 ApiError::bad_request(format!("the request body is not valid JSON: {error}"))
             })?,
         };
+        let name = body.get("node").or(body.get("name")).and_then(Value::as_str).map(str::to_owned);
         let answer = self.parts.identity.call(verb, body).await?;
-        Ok(json_response(200, &answer))
+        let mut response = json_response(200, &answer);
+        let named = match verb {
+            "enroll" => name,
+            "token.create" => answer.get("id").and_then(Value::as_str).map(str::to_owned),
+            _ => None,
+        };
+        if let Some(name) = named {
+            response.extensions_mut().insert(Named(name));
+        }
+        Ok(response)
+    }
+
+    /// The audit records that are asked for: `since` (ms since 1970), `limit`, `node`, `verb`, `user`, `refused`.
+    async fn records(&self, query: &Query) -> Result<Response, ApiError> {
+        let number = |name: &str, default: i64| match query.get(name).trim() {
+            "" => Ok(default),
+            text => {
+                text.parse().map_err(|_| ApiError::bad_request(format!("{name}={text:?} is not a number")))
+            }
+        };
+        let text = |name: &str| Some(query.get(name).to_owned()).filter(|text| !text.is_empty());
+        let limit = usize::try_from(number("limit", RECORDS_MAX as i64)?).unwrap_or(0).min(RECORDS_MAX);
+        let wanted = Wanted {
+            since: Timestamp(number("since", 0)?),
+            limit,
+            node: text("node"),
+            verb: text("verb"),
+            user: text("user"),
+            refused: query.flag("refused"),
+        };
+        let records = self.parts.audit.read(wanted).await?;
+        Ok(json_response(200, &json!({"items": records})))
     }
 }

@@ -19,6 +19,8 @@ use axum::http::request::Parts as Head;
 use axum::http::{HeaderValue, Method};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
+use schemas::Timestamp;
+use schemas::object::new_uid;
 use schemas::subject::ObjectKey;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +29,7 @@ use crate::cache::Cache;
 use crate::resource::{KINDS, Kind};
 use crate::route::{Query, Target};
 use crate::status::{ApiError, json_response};
-use crate::{Parts, Token, auth, discovery, openapi, protobuf};
+use crate::{Parts, Token, audit, auth, discovery, openapi, protobuf};
 
 /// The largest request body, as in Kubernetes.
 pub const BODY_MAX_BYTES: usize = 3 * 1024 * 1024;
@@ -102,13 +104,21 @@ impl Api {
     pub async fn handle(&self, request: Request) -> Response {
         let (head, body) = request.into_parts();
         let line = format!("{} {}", head.method, head.uri.path());
-        match self.answer(head, body).await {
-            Ok(response) => response,
+        let user = auth::authenticate(&self.tokens, &head.headers).unwrap_or_default();
+        let asked = audit::Asked::of(&head, user);
+        let (response, why) = match self.answer(head, body).await {
+            Ok(response) => (response, String::new()),
             Err(error) => {
                 tracing::debug!(request = line, code = error.code, error = error.message, "refused");
-                error.into_response()
+                let why = error.message.clone();
+                (error.into_response(), why)
             }
+        };
+        let (code, named) = (response.status().as_u16(), response.extensions().get());
+        if let Some(record) = asked.record(new_uid, code, named, &why, Timestamp::now()) {
+            self.parts.audit.write(record).await;
         }
+        response
     }
 
     async fn answer(&self, head: Head, body: Body) -> Result<Response, ApiError> {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::accept::{self, Form};
 use super::{Api, Asked, CONFLICT_TRIES_MAX, json_body, prepare};
+use crate::audit::Named;
 use crate::patch::Patch;
 use crate::resource::Kind;
 use crate::status::{ApiError, json_response};
@@ -201,6 +202,9 @@ impl Api {
             if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
                 response.headers_mut().append("warning", value);
             }
+        }
+        if asked.target.name.is_none() {
+            response.extensions_mut().insert(Named(object.name().to_owned()));
         }
         Ok(response)
     }

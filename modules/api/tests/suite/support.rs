@@ -9,10 +9,12 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use api::audit::{Audit, Wanted};
 use api::store::{Store, StoreError, StoreEvent, StoreWatch};
 use api::{ByteStream, Config, EdgeStreams, Identity, Parts, Server, Token};
 use async_trait::async_trait;
 use bytes::Bytes;
+use schemas::audit::AuditRecord;
 use schemas::command::{Frame, OpenExec, OpenLogs, Refusal, Reply, channel};
 use schemas::name::NodeName;
 use schemas::object::Object;
@@ -196,6 +198,20 @@ impl EdgeStreams for EchoNode {
     }
 }
 
+/// Audit records in memory.
+#[derive(Default)]
+pub struct Records(std::sync::Mutex<Vec<AuditRecord>>);
+
+#[async_trait]
+impl Audit for Records {
+    async fn write(&self, record: AuditRecord) {
+        self.0.lock().unwrap().push(record);
+    }
+    async fn read(&self, wanted: Wanted) -> Result<Vec<AuditRecord>, Refusal> {
+        Ok(self.0.lock().unwrap().iter().filter(|record| wanted.wants(record)).cloned().collect())
+    }
+}
+
 /// An identity module that says back what it was asked.
 pub struct EchoIdentity;
 
@@ -253,6 +269,7 @@ impl Hub {
             store: Arc::new(MemoryStore::new()),
             streams: Arc::new(EchoNode),
             identity: Arc::new(EchoIdentity),
+            audit: Arc::new(Records::default()),
         };
         let server = runtime.block_on(Server::bind(config, parts)).unwrap();
         let kubectl = Kubectl::new(server.local_addr().port(), ca_pem);
