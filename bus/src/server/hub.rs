@@ -137,7 +137,9 @@ impl HubServer {
 }
 
 fn server_config(config: &HubConfig, files: &Files, keys: &HubKeys, tls: &Tls) -> Value {
-    let tls = json!({"cert_file": tls.cert_file, "key_file": tls.key_file, "timeout": TLS_TIMEOUT_S});
+    let tls = json!({
+        "cert_file": tls.cert_file, "key_file": tls.key_file, "timeout": TLS_TIMEOUT_S, "min_version": "1.3",
+    });
     let preload: Map<String, Value> =
         keys.accounts().into_iter().map(|(key, token)| (key, json!(token))).collect();
     let mut text = common(files, DOMAIN_HUB, config.store_max_bytes);

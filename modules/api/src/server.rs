@@ -191,7 +191,7 @@ fn acceptor(config: &Config) -> Result<TlsAcceptor, ServeError> {
         .ok_or_else(|| bad(&"there is no private key block in the PEM"))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut tls = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| bad(&error))?
         .with_no_client_auth()
         .with_single_cert(chain, key)

@@ -151,6 +151,38 @@ fn places_in_the_source_are_there() {
     expect_none(&complaints);
 }
 
+/// Documents whose promises name the tests that show them.
+const PROMISES: [&str; 2] = ["docs/security.md", "docs/reliability.md"];
+
+#[test]
+fn every_promise_names_a_test_that_is_there() {
+    let sources = files(&root(), &|path| path.extension().is_some_and(|e| e == "rs"));
+    let is_test = |name: &str| sources.iter().any(|(_, text)| text.contains(&format!("fn {name}(")));
+    let mut complaints = Vec::new();
+    let mut promises = 0;
+    for (path, text) in documents().into_iter().filter(|(path, _)| PROMISES.contains(&path.as_str())) {
+        let mut in_table = false;
+        for line in text.lines() {
+            in_table = line.starts_with("| promise |") || (in_table && line.starts_with('|'));
+            let name = |text: &&str| {
+                text.matches('_').count() >= 3 && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+            };
+            let named: Vec<&str> = line.split('`').skip(1).step_by(2).filter(name).collect();
+            for name in named.iter().filter(|name| !is_test(name)) {
+                complaints.push(format!("{path}: there is no test {name}"));
+            }
+            if in_table && !line.starts_with("| promise |") && !line.starts_with("|---") {
+                promises += 1;
+                if named.is_empty() && !line.contains("](#") {
+                    complaints.push(format!("{path}: no test for {line}"));
+                }
+            }
+        }
+    }
+    assert!(promises > 10, "only {promises} promises were found");
+    expect_none(&complaints);
+}
+
 #[test]
 fn make_targets_exist() {
     let makefile = fs::read_to_string(root().join("Makefile")).unwrap();

@@ -1,0 +1,321 @@
+//! Who has a node in their hands, or nothing but the network, gains nothing, slows nobody down, and is on record.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use async_nats::{Client, ConnectOptions, HeaderMap};
+use bus::module::Account;
+use futures::StreamExt;
+use rustls::pki_types::ServerName;
+use tests::cluster::{Cluster, Edge, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{IDLE, edgewire, pod, runs, the_same};
+
+/// A question that nobody may answer is waited for so long.
+const SILENCE: Duration = Duration::from_millis(700);
+/// A listener that says nothing for so long will not.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A raw client with the node's own credentials at the hub's bus, as who has the machine would use them.
+async fn as_node(cluster: &Cluster, edge: &Edge, account: Account) -> anyhow::Result<Client> {
+    let dir = edge.data_dir().join("hub");
+    let creds = dir.join(format!("{}.creds", account.as_str().to_lowercase()));
+    let options = ConnectOptions::with_credentials_file(creds).await?;
+    let url = format!("tls://{}", bus_address(cluster));
+    let client = options
+        .add_root_certificates(dir.join("ca.crt"))
+        .require_tls(true)
+        .custom_inbox_prefix(format!("_INBOX.{}", edge.name()))
+        .connection_timeout(PATIENCE);
+    client.connect(url).await.context("the node's own credentials")
+}
+
+fn bus_address(cluster: &Cluster) -> SocketAddr {
+    (cluster.site().hub_address(), cluster.site().ports.bus).into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_node_has_that_node_alone() -> anyhow::Result<()> {
+    let cluster = Cluster::new("attack").await?;
+    cluster.up(&["edge-a", "edge-b"]).await?;
+    let (taken, other) = (cluster.edge("edge-a")?, cluster.edge("edge-b")?);
+    cluster.kubectl_ok(&["create", "secret", "generic", "theirs", "--from-literal=key=sesame"]).await?;
+    let mut theirs = pod("theirs", "edge-b", IDLE);
+    theirs["spec"]["volumes"] = serde_json::json!([{"name": "s", "secret": {"secretName": "theirs"}}]);
+    cluster.apply(&theirs.to_string()).await?;
+    let running = runs(&cluster, &other, "default", "theirs").await?;
+    let control = as_node(&cluster, &taken, Account::Control).await?;
+    let work = as_node(&cluster, &taken, Account::Work).await?;
+
+    // It hears nothing that is not its own, while all of it is said.
+    let mut heard = Vec::new();
+    for (client, subject) in [
+        (&control, ">"),
+        (&control, "ew.>"),
+        (&control, "ew.cmd.edge-b.>"),
+        (&control, "ew.in.>"),
+        (&control, "ew.local.>"),
+        (&control, "ew.audit.>"),
+        (&control, "$KV.>"),
+        (&control, "$JS.>"),
+        (&control, "$SYS.>"),
+        (&control, "_INBOX.>"),
+        (&control, "_INBOX.hub.>"),
+        (&control, "_INBOX.edge-b.>"),
+        (&work, ">"),
+        (&work, "from.>"),
+        (&work, "_INBOX.>"),
+        (&work, "$JS.>"),
+    ] {
+        heard.push((subject, client.subscribe(subject).await?));
+    }
+    cluster.kubectl_ok(&["exec", "theirs", "--", "true"]).await?;
+    cluster.kubectl_ok(&["logs", "theirs"]).await?;
+    edgewire(&cluster, &["token", "create"]).await?.ok()?;
+
+    // What is its own it gets: this client works.
+    for subject in ["ew.req.edge-a.desired.list", "$JS.hub.API.INFO"] {
+        control.request(subject, "".into()).await.with_context(|| format!("its own question {subject}"))?;
+    }
+    // It is answered nothing that is not its own.
+    let secret_key = "$KV.desired.edge-b.secrets.default.theirs";
+    let body = |text: &str| text.to_owned();
+    let questions = [
+        ("ew.req.edge-b.desired.list", String::new()),
+        ("ew.local.identity.token.create", String::new()),
+        ("ew.local.identity.bus", String::new()),
+        ("ew.cmd.edge-b.host.modules", String::new()),
+        ("ew.cmd.edge-b.containers.exec", String::new()),
+        ("ew.cmd.hub.host.modules", String::new()),
+        ("$JS.hub.API.STREAM.NAMES", String::new()),
+        ("$JS.API.STREAM.NAMES", String::new()),
+        ("$JS.hub.API.STREAM.CREATE.MINE", body(r#"{"name":"MINE","subjects":["mine.>"]}"#)),
+        ("$JS.hub.API.STREAM.PURGE.UP", String::new()),
+        ("$JS.hub.API.STREAM.DELETE.KV_objects", String::new()),
+        ("$JS.hub.API.STREAM.SNAPSHOT.KV_identity", body(r#"{"deliver_subject":"_INBOX.edge-a.s"}"#)),
+        ("$JS.hub.API.STREAM.MSG.GET.KV_desired", body(r#"{"seq":1}"#)),
+        ("$JS.hub.API.DIRECT.GET.KV_desired", format!(r#"{{"last_by_subj":"{secret_key}"}}"#)),
+        ("$JS.hub.API.DIRECT.GET.KV_identity", body(r#"{"seq":1}"#)),
+        ("$JS.hub.API.DIRECT.GET.UP.ew.in.edge-b._cursor.state", String::new()),
+        (
+            "$JS.hub.API.CONSUMER.CREATE.KV_desired.mine",
+            body(
+                r#"{"stream_name":"KV_desired","config":{"name":"mine","deliver_subject":"_INBOX.edge-a.d"}}"#,
+            ),
+        ),
+        ("$JS.hub.API.CONSUMER.DURABLE.CREATE.KV_desired.node_edge-a", body("{}")),
+        ("$JS.hub.API.CONSUMER.MSG.NEXT.KV_desired.node_edge-b", body(r#"{"batch":1}"#)),
+        ("ew.in.edge-b.state.ew.rep.containers.pod.default.theirs.x", body("x")),
+        ("ew.hb.edge-b", body("x")),
+        ("ew.audit.done.hub.create", body("x")),
+        ("$KV.objects.=.pods.default.theirs", body("x")),
+        ("$KV.identity.node.edge-b", body("x")),
+        ("$SYS.REQ.SERVER.PING", String::new()),
+        ("$SYS.REQ.CLAIMS.LIST", String::new()),
+    ];
+    let answers = questions.map(|(subject, body)| {
+        let control = control.clone();
+        async move {
+            let answer = tokio::time::timeout(SILENCE, control.request(subject, body.into())).await;
+            anyhow::ensure!(!matches!(answer, Ok(Ok(_))), "a node was answered on {subject}: {answer:?}");
+            Ok(())
+        }
+    });
+    futures::future::try_join_all(answers).await?;
+    for (subject, mut messages) in heard {
+        let message = tokio::time::timeout(Duration::from_millis(50), messages.next()).await;
+        anyhow::ensure!(!matches!(message, Ok(Some(_))), "a node heard {message:?} on {subject}");
+    }
+
+    // It holds as many batches open as it can, in streams of its own right; the other node's word still gets through.
+    for n in 0..400 {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Batch-Id", format!("open-{n}").as_str());
+        headers.insert("Nats-Batch-Sequence", "1");
+        control.publish_with_headers("ew.in.edge-a.state.ew.rep.x.y.z", headers.clone(), "x".into()).await?;
+        work.publish_with_headers("from.edge-a.default.x", headers, "x".into()).await?;
+    }
+    // Frames of the largest size that is let in, as fast as they go; and one that is too large.
+    let large = bytes::Bytes::from(vec![0x93; 7 * 1024 * 1024]);
+    for _ in 0..4 {
+        control.publish("ew.in.edge-a.events.ew.evt.containers.Started", large.clone()).await?;
+    }
+    control.flush().await?;
+    anyhow::ensure!(control.publish("ew.hb.edge-a", vec![0; 9 * 1024 * 1024].into()).await.is_err());
+    cluster.apply(&pod("after", "edge-b", IDLE).to_string()).await?;
+    runs(&cluster, &other, "default", "after").await?;
+    the_same(&other, &[&running], "while another node is in wrong hands")?;
+    cluster.kubectl_ok(&["exec", "after", "--", "true"]).await?;
+
+    eventually("who tried is on record", 30, async || {
+        let records =
+            edgewire(&cluster, &["audit", "--refused", "--user", "edge-a", "--json"]).await?.ok()?;
+        let records: Vec<serde_json::Value> = serde_json::from_str(&records)?;
+        Ok(["publish", "subscribe"].iter().all(|verb| records.iter().any(|record| record["verb"] == **verb)))
+    })
+    .await?;
+
+    // Shut out, a copy of its credentials opens nothing any more.
+    edgewire(&cluster, &["node", "revoke", "edge-a"]).await?.ok()?;
+    for account in [Account::Control, Account::Work] {
+        anyhow::ensure!(as_node(&cluster, &taken, account).await.is_err(), "revoked credentials were taken");
+    }
+    cluster.done().await
+}
+
+/// What a listener says to who shows nothing. `speak` is said after a TLS handshake of that version, or in the clear.
+async fn knock(
+    address: SocketAddr,
+    tls: Option<&'static rustls::SupportedProtocolVersion>,
+    info_first: bool,
+    speak: &[u8],
+) -> anyhow::Result<String> {
+    let mut said = String::new();
+    let mut tcp = TcpStream::connect(address).await?;
+    if info_first {
+        let mut info = vec![0; 4096];
+        let n = tokio::time::timeout(PATIENCE, tcp.read(&mut info)).await??;
+        said.push_str(&String::from_utf8_lossy(&info[..n]));
+    }
+    let read = async |mut stream: Box<dyn Stream>| -> anyhow::Result<String> {
+        stream.write_all(speak).await?;
+        let mut answer = vec![0; 64 * 1024];
+        let mut all = String::new();
+        // Until it says no more, or closes.
+        while let Ok(Ok(n @ 1..)) =
+            tokio::time::timeout(Duration::from_secs(3), stream.read(&mut answer)).await
+        {
+            all.push_str(&String::from_utf8_lossy(&answer[..n]));
+        }
+        Ok(all)
+    };
+    let Some(version) = tls else { return Ok(said + &read(Box::new(tcp)).await?) };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[version])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+        .with_no_client_auth();
+    let name = ServerName::from(address.ip());
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = tokio::time::timeout(PATIENCE, connector.connect(name, tcp)).await??;
+    Ok(said + &read(Box::new(stream)).await?)
+}
+
+trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Trusts whatever it is shown: it is the server that is on trial.
+#[derive(Debug)]
+struct Anyone(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_gets_in_nowhere_and_slows_nobody() -> anyhow::Result<()> {
+    let cluster = Cluster::new("stranger").await?;
+    cluster.up(&["edge-a"]).await?;
+    let edge = cluster.edge("edge-a")?;
+    cluster.apply(&pod("steady", "edge-a", IDLE).to_string()).await?;
+    let steady = runs(&cluster, &edge, "default", "steady").await?;
+    let (host, ports) = (cluster.site().hub_address(), cluster.site().ports);
+    let [api, bus, leaf] = [ports.api, ports.bus, ports.leaf].map(|port| SocketAddr::from((host, port)));
+    let (tls12, tls13) = (&rustls::version::TLS12, &rustls::version::TLS13);
+    let hello = b"CONNECT {\"verbose\":false}\r\nSUB > 1\r\nPING\r\n";
+
+    for (name, address, info) in [("API", api, false), ("bus", bus, true), ("leaf", leaf, true)] {
+        let old = knock(address, Some(tls12), info, b"").await;
+        anyhow::ensure!(old.is_err(), "{name}: TLS 1.2 was taken");
+    }
+    for path in [
+        "/api/v1/secrets",
+        "/api/v1/pods",
+        "/edgewire/v1/tokens",
+        "/edgewire/v1/bus",
+        "/edgewire/v1/audit",
+        "/openapi/v2",
+    ] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let said = knock(api, Some(tls13), false, request.as_bytes()).await?;
+        anyhow::ensure!(said.starts_with("HTTP/1.1 401 "), "{path}: {said}");
+    }
+    for (name, address) in [("bus", bus), ("leaf", leaf)] {
+        let said = knock(address, Some(tls13), true, hello).await?;
+        anyhow::ensure!(said.contains("Authorization Violation"), "{name}: {said}");
+        anyhow::ensure!(!said.contains("PONG"), "{name} talks to a stranger: {said}");
+        let plain = knock(address, None, true, hello).await.unwrap_or_default();
+        anyhow::ensure!(!plain.contains("PONG"), "{name} talks in the clear: {plain}");
+    }
+    let plain =
+        knock(api, None, false, b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap_or_default();
+    anyhow::ensure!(!plain.contains("200"), "the API talks in the clear: {plain}");
+    // The node's own bus is reached from its pods, and lets nobody in without a login.
+    let said = crate::support::inside(&edge, async move || {
+        knock("10.85.1.1:4222".parse()?, None, true, b"CONNECT {\"verbose\":false}\r\nSUB > 1\r\nPING\r\n")
+            .await
+    })
+    .await?;
+    anyhow::ensure!(said.contains("Authorization Violation") && !said.contains("PONG"), "node's bus: {said}");
+
+    // Names that would mean something else inside a subject.
+    let token = cluster.hub().token(20, 600).await?;
+    for name in ["*", ">", "edge-b.x", "hub", "", "a b", "EDGE", "../x", "=", &"n".repeat(300)] {
+        let said = cluster.edge("edge-c")?.join_as(&token, &["--name", name]).await?;
+        anyhow::ensure!(!said.success, "a node joined as {name:?}");
+    }
+
+    // Three hundred connections that say nothing, and noise on each door, keep nobody waiting.
+    let mut idle = Vec::new();
+    for n in 0..300 {
+        let mut stream = TcpStream::connect([api, bus, leaf][n % 3]).await?;
+        if n % 2 == 0 {
+            let _ = stream.write_all(&[(n % 251) as u8; 512]).await; // a door that is shut already is what is hoped for
+        }
+        idle.push(stream);
+    }
+    cluster.kubectl_ok(&["exec", "steady", "--", "true"]).await?;
+    cluster.apply(&pod("meanwhile", "edge-a", IDLE).to_string()).await?;
+    runs(&cluster, &edge, "default", "meanwhile").await?;
+    the_same(&edge, &[&steady], "under strangers")?;
+    drop(idle);
+    let modules = crate::support::modules(&cluster).await?;
+    anyhow::ensure!(
+        modules.iter().all(|(_, state, restarts, _)| state == "Running" && *restarts == 0),
+        "{modules:?}"
+    );
+    cluster.done().await
+}
