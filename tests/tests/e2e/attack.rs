@@ -1,6 +1,7 @@
 //! Who has a node in their hands, or nothing but the network, gains nothing, slows nobody down, and is on record.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tests::cluster::{Cluster, Edge, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{IDLE, edgewire, pod, runs, the_same};
+use crate::support::{IDLE, edgewire, inside, pod, runs, the_same};
 
 /// A question that nobody may answer is waited for so long.
 const SILENCE: Duration = Duration::from_millis(700);
@@ -32,6 +33,63 @@ async fn as_node(cluster: &Cluster, edge: &Edge, account: Account) -> anyhow::Re
         .custom_inbox_prefix(format!("_INBOX.{}", edge.name()))
         .connection_timeout(PATIENCE);
     client.connect(url).await.context("the node's own credentials")
+}
+
+/// The same machine's other way: its own server, where it may do all, and the link that this server has.
+async fn through_the_link(operator: &Path) -> anyhow::Result<()> {
+    let login: serde_json::Value = serde_json::from_slice(&std::fs::read(operator)?)?;
+    let text = |name: &str| login[name].as_str().unwrap_or_default().to_owned();
+    let options = ConnectOptions::with_user_and_password(text("user"), text("control_password"));
+    let client = options.custom_inbox_prefix("_INBOX.edge-a").connect(text("url")).await?;
+    for (subject, body) in [
+        ("ew.req.edge-a.desired.list", ""),
+        ("$JS.hub.API.CONSUMER.MSG.NEXT.KV_desired.node_edge-a", r#"{"batch":1,"no_wait":true}"#),
+        ("$JS.hub.API.DIRECT.GET.UP.ew.in.edge-a._cursor.state", ""),
+    ] {
+        client.request(subject, body.into()).await.with_context(|| format!("its own question {subject}"))?;
+    }
+    answered_nothing(&client).await
+}
+
+async fn answered_nothing(client: &Client) -> anyhow::Result<()> {
+    let secret_key = "$KV.desired.edge-b.secrets.default.theirs";
+    let body = |text: &str| text.to_owned();
+    let questions = [
+        ("ew.req.edge-b.desired.list", String::new()),
+        ("ew.local.identity.token.create", String::new()),
+        ("ew.local.identity.bus", String::new()),
+        ("ew.cmd.edge-b.host.modules", String::new()),
+        ("ew.cmd.edge-b.containers.exec", String::new()),
+        ("ew.cmd.hub.host.modules", String::new()),
+        ("$JS.hub.API.STREAM.NAMES", String::new()),
+        ("$JS.hub.API.STREAM.CREATE.MINE", body(r#"{"name":"MINE","subjects":["mine.>"]}"#)),
+        ("$JS.hub.API.STREAM.PURGE.UP", String::new()),
+        ("$JS.hub.API.STREAM.DELETE.KV_objects", String::new()),
+        ("$JS.hub.API.STREAM.SNAPSHOT.KV_identity", body(r#"{"deliver_subject":"_INBOX.edge-a.s"}"#)),
+        ("$JS.hub.API.STREAM.MSG.GET.KV_desired", body(r#"{"seq":1}"#)),
+        ("$JS.hub.API.DIRECT.GET.KV_desired", format!(r#"{{"last_by_subj":"{secret_key}"}}"#)),
+        ("$JS.hub.API.DIRECT.GET.KV_identity", body(r#"{"seq":1}"#)),
+        ("$JS.hub.API.DIRECT.GET.UP.ew.in.edge-b._cursor.state", String::new()),
+        (
+            "$JS.hub.API.CONSUMER.CREATE.KV_desired.mine",
+            body(
+                r#"{"stream_name":"KV_desired","config":{"name":"mine","deliver_subject":"_INBOX.edge-a.d"}}"#,
+            ),
+        ),
+        ("$JS.hub.API.CONSUMER.DURABLE.CREATE.KV_desired.node_edge-a", body("{}")),
+        ("$JS.hub.API.CONSUMER.MSG.NEXT.KV_desired.node_edge-b", body(r#"{"batch":1}"#)),
+        ("ew.in.edge-b.state.ew.rep.containers.pod.default.theirs.x", body("x")),
+        ("ew.hb.edge-b", body("x")),
+        ("ew.audit.done.hub.create", body("x")),
+        ("$KV.objects.=.pods.default.theirs", body("x")),
+        ("$KV.identity.node.edge-b", body("x")),
+    ];
+    let answers = questions.map(|(subject, body)| async move {
+        let answer = tokio::time::timeout(SILENCE, client.request(subject, body.into())).await;
+        anyhow::ensure!(!matches!(answer, Ok(Ok(_))), "a node was answered on {subject}: {answer:?}");
+        Ok(())
+    });
+    futures::future::try_join_all(answers).await.map(drop)
 }
 
 fn bus_address(cluster: &Cluster) -> SocketAddr {
@@ -77,55 +135,11 @@ async fn who_has_a_node_has_that_node_alone() -> anyhow::Result<()> {
     cluster.kubectl_ok(&["logs", "theirs"]).await?;
     edgewire(&cluster, &["token", "create"]).await?.ok()?;
 
-    // What is its own it gets: this client works.
-    for subject in ["ew.req.edge-a.desired.list", "$JS.hub.API.INFO"] {
-        control.request(subject, "".into()).await.with_context(|| format!("its own question {subject}"))?;
-    }
-    // It is answered nothing that is not its own.
-    let secret_key = "$KV.desired.edge-b.secrets.default.theirs";
-    let body = |text: &str| text.to_owned();
-    let questions = [
-        ("ew.req.edge-b.desired.list", String::new()),
-        ("ew.local.identity.token.create", String::new()),
-        ("ew.local.identity.bus", String::new()),
-        ("ew.cmd.edge-b.host.modules", String::new()),
-        ("ew.cmd.edge-b.containers.exec", String::new()),
-        ("ew.cmd.hub.host.modules", String::new()),
-        ("$JS.hub.API.STREAM.NAMES", String::new()),
-        ("$JS.API.STREAM.NAMES", String::new()),
-        ("$JS.hub.API.STREAM.CREATE.MINE", body(r#"{"name":"MINE","subjects":["mine.>"]}"#)),
-        ("$JS.hub.API.STREAM.PURGE.UP", String::new()),
-        ("$JS.hub.API.STREAM.DELETE.KV_objects", String::new()),
-        ("$JS.hub.API.STREAM.SNAPSHOT.KV_identity", body(r#"{"deliver_subject":"_INBOX.edge-a.s"}"#)),
-        ("$JS.hub.API.STREAM.MSG.GET.KV_desired", body(r#"{"seq":1}"#)),
-        ("$JS.hub.API.DIRECT.GET.KV_desired", format!(r#"{{"last_by_subj":"{secret_key}"}}"#)),
-        ("$JS.hub.API.DIRECT.GET.KV_identity", body(r#"{"seq":1}"#)),
-        ("$JS.hub.API.DIRECT.GET.UP.ew.in.edge-b._cursor.state", String::new()),
-        (
-            "$JS.hub.API.CONSUMER.CREATE.KV_desired.mine",
-            body(
-                r#"{"stream_name":"KV_desired","config":{"name":"mine","deliver_subject":"_INBOX.edge-a.d"}}"#,
-            ),
-        ),
-        ("$JS.hub.API.CONSUMER.DURABLE.CREATE.KV_desired.node_edge-a", body("{}")),
-        ("$JS.hub.API.CONSUMER.MSG.NEXT.KV_desired.node_edge-b", body(r#"{"batch":1}"#)),
-        ("ew.in.edge-b.state.ew.rep.containers.pod.default.theirs.x", body("x")),
-        ("ew.hb.edge-b", body("x")),
-        ("ew.audit.done.hub.create", body("x")),
-        ("$KV.objects.=.pods.default.theirs", body("x")),
-        ("$KV.identity.node.edge-b", body("x")),
-        ("$SYS.REQ.SERVER.PING", String::new()),
-        ("$SYS.REQ.CLAIMS.LIST", String::new()),
-    ];
-    let answers = questions.map(|(subject, body)| {
-        let control = control.clone();
-        async move {
-            let answer = tokio::time::timeout(SILENCE, control.request(subject, body.into())).await;
-            anyhow::ensure!(!matches!(answer, Ok(Ok(_))), "a node was answered on {subject}: {answer:?}");
-            Ok(())
-        }
-    });
-    futures::future::try_join_all(answers).await?;
+    // It is answered nothing that is not its own, neither by the hub's bus nor through its own server and the link.
+    control.request("ew.req.edge-a.desired.list", "".into()).await.context("its own question, at the hub")?;
+    answered_nothing(&control).await?;
+    let operator = taken.data_dir().join("operator.json");
+    inside(&taken, async move || through_the_link(&operator).await).await?;
     for (subject, mut messages) in heard {
         let message = tokio::time::timeout(Duration::from_millis(50), messages.next()).await;
         anyhow::ensure!(!matches!(message, Ok(Some(_))), "a node heard {message:?} on {subject}");
@@ -284,7 +298,7 @@ async fn a_stranger_gets_in_nowhere_and_slows_nobody() -> anyhow::Result<()> {
         knock(api, None, false, b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap_or_default();
     anyhow::ensure!(!plain.contains("200"), "the API talks in the clear: {plain}");
     // The node's own bus is reached from its pods, and lets nobody in without a login.
-    let said = crate::support::inside(&edge, async move || {
+    let said = inside(&edge, async move || {
         knock("10.85.1.1:4222".parse()?, None, true, b"CONNECT {\"verbose\":false}\r\nSUB > 1\r\nPING\r\n")
             .await
     })
