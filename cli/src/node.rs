@@ -20,6 +20,11 @@ const NODES: &str = "/edgewire/v1/nodes";
 pub enum NodeCommand {
     /// List the machines that have joined, and those that were shut out
     Ls(LsArgs),
+    /// Have a machine make new keys; its old ones are shut out
+    ///
+    /// What runs on it runs on; its link is made anew with the new keys, within a second or so, and nothing is lost. Machines do
+    /// this by themselves when their keys are 30 days old.
+    Rotate(RotateArgs),
     /// Shut a machine out: its link ends now and its keys are worth nothing any more
     ///
     /// What runs on it goes on running there: the hub has lost its hand on it, not the other way round. The name is free for
@@ -47,10 +52,24 @@ pub struct RevokeArgs {
     hub: HubArgs,
 }
 
+/// Arguments of `edgewire node rotate`.
+#[derive(Debug, Args)]
+pub struct RotateArgs {
+    /// The node
+    node: NodeName,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
 /// Runs it.
 pub async fn run(command: NodeCommand, screen: &mut Screen) -> Outcome<()> {
     match command {
         NodeCommand::Ls(args) => list(args, screen).await,
+        NodeCommand::Rotate(args) => {
+            let path = format!("{NODES}/{}/rotate", encode(args.node.as_str()));
+            args.hub.api()?.send(Method::POST, &path, Some(&json!({}))).await?;
+            screen.print(&format!("node {} has new keys\n", safe(args.node.as_str()))).await
+        }
         NodeCommand::Revoke(args) => {
             let path = format!("{NODES}/{}/revoke", encode(args.node.as_str()));
             args.hub.api()?.send(Method::POST, &path, Some(&json!({}))).await?;

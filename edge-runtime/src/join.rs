@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::config::JoinArgs;
-use crate::membership::{self, Keys};
+use bus::identity::membership::{self, Keys};
 
 /// One hub's answer is waited for so long.
 const TIMEOUT: Duration = Duration::from_secs(15);

@@ -1,12 +1,11 @@
 //! The node's process. It only wires: its own server and containerd first, then streams, then the modules.
 //!
-//! * [`config`] settings; [`join`] enrolment; [`membership`] what enrolment left on disk
+//! * [`config`] settings; [`join`] enrolment
 //! * [`containerd`] a private containerd; [`network`] the pods' bridge; [`wiring`] which modules run here
 
 mod config;
 mod containerd;
 mod join;
-mod membership;
 mod network;
 mod wiring;
 

@@ -8,13 +8,14 @@ use bus::connection::{Connector, Login, Mint};
 use bus::durable::Durable;
 use bus::flow::{self, Flow};
 use bus::host::{self, Host};
-use bus::identity::{Permissions, write_private};
+use bus::identity::{Permissions, membership, write_private};
 use bus::module::Account;
 use bus::provision::{self, Place};
 use bus::runner::Spec;
 use bus::server::{LeafConfig, LeafServer};
 use containers::runtime::RuntimeConfig;
 use credentials::{Credentials, CredentialsRim};
+use identity::edge::{Membership, MembershipRim};
 use schemas::name::NodeName;
 use schemas::subject;
 use sync::edge::Sync;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::containerd::{self, Containerd};
-use crate::{membership, network};
+use crate::network;
 
 /// How long the node's bus may take to be ready; a large store takes a while to be read.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -106,6 +107,7 @@ fn all_flows(node: &NodeName) -> Vec<(&'static str, Vec<Flow>)> {
         (sync::edge::NAME, sync::edge::flows(node)),
         (containers::MODULE, containers::flows(node)),
         (credentials::NAME, credentials::flows()),
+        (identity::edge::NAME, identity::edge::flows(node)),
         ("host", host::flows(node.as_str())),
     ]
 }
@@ -201,6 +203,11 @@ fn modules(
     let name = node.clone();
     host.module(spec(credentials::NAME, credentials::flows()), move || {
         (Credentials::new(name.clone()), CredentialsRim(server.clone()))
+    });
+    let (name, data_dir) = (node.clone(), config.data_dir.clone());
+    host.module(spec(identity::edge::NAME, identity::edge::flows(node)), move || {
+        let rim = MembershipRim { node: name.clone(), data_dir: data_dir.clone() };
+        (Membership::new(name.clone()), rim)
     });
     let runtime = runtime_config(config);
     let (name, address) = (node.clone(), config.address.clone().unwrap_or_default());

@@ -59,9 +59,30 @@ pub struct NodeRecord {
     /// When its keys were revoked. Its name may be taken by new keys, never by these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<Timestamp>,
+    /// Keys that were signed to take the place of its own, and do so when it says that it holds them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<NodeKeys>,
+    /// The keys before its own: revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired: Option<NodeKeys>,
+}
+
+/// The public keys of a node's two users. Question `ew.req.<node>.identity.renew` (answered with [`Enrolled`]: the keys are
+/// signed beside the present ones) and `ew.req.<node>.identity.holding` (these are what the node connects with next).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeKeys {
+    /// Its user in CONTROL.
+    pub control_key: String,
+    /// Its user in WORK.
+    pub work_key: String,
 }
 
 impl NodeRecord {
+    /// Its keys.
+    pub fn keys(&self) -> NodeKeys {
+        NodeKeys { control_key: self.control_key.clone(), work_key: self.work_key.clone() }
+    }
+
     /// Does it stand for one of these keys?
     pub fn has_key(&self, enroll: &Enroll) -> bool {
         self.control_key == enroll.control_key || self.work_key == enroll.work_key

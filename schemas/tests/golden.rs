@@ -203,6 +203,8 @@ fn credentials_keep_their_form() {
             work_key: "UW".into(),
             enrolled: Timestamp(1_000),
             revoked: None,
+            next: None,
+            retired: None,
         },
     );
     sample(

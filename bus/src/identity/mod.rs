@@ -7,12 +7,14 @@
 //! * [`jwt`] the tokens themselves: pure
 //! * [`HubKeys`] the hub's keys on disk, users, revocation
 //! * [`Permissions`], [`node_permissions`] allow-lists
+//! * [`membership`] what enrolment leaves on a node's disk
 //! * [`Tls`] the hub's certificate authority and server certificate
 
 mod allow;
 mod files;
 pub mod jwt;
 mod keys;
+pub mod membership;
 mod tls;
 
 pub use allow::{Permissions, RESPONSES_MAX, RESPONSES_TTL, node_permissions};
@@ -55,6 +57,9 @@ pub enum IdentityError {
         "EW-IDENTITY-CLAIMS: the hub's server did not take the account update: {0}; it is kept and pushed again at its next start"
     )]
     Claims(String),
+    /// What a node keeps of its enrolment is damaged.
+    #[error("EW-MEMBERSHIP: {0} is not valid ({1}); join again")]
+    Membership(String, String),
     /// [`REVOCATIONS_MAX`] is reached.
     #[error("EW-IDENTITY-FULL: {REVOCATIONS_MAX} identities are revoked already; make a new account key")]
     Full,

@@ -111,6 +111,7 @@ fn edgewire(method: &Method, path: &str) -> Option<(&'static str, String, bool)>
         (&Method::POST, ["tokens"]) => ("token.create", "tokens".to_owned(), true),
         (&Method::DELETE, ["tokens", id]) => ("token.delete", format!("tokens/{id}"), true),
         (&Method::POST, ["nodes", name, "revoke"]) => ("node.revoke", format!("nodes/{name}"), true),
+        (&Method::POST, ["nodes", name, "rotate"]) => ("node.rotate", format!("nodes/{name}"), true),
         (&Method::GET, ["bus"]) => ("bus", String::new(), true),
         _ => ("get", parts.join("/"), false),
     })

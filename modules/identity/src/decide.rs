@@ -34,6 +34,8 @@ pub enum Act {
     Sign(Message, Box<Enroll>),
     /// Sign a tool's credentials.
     Bus(Message),
+    /// Shut out the keys that this node had before, and answer when somebody asked.
+    Retire(Option<Message>, Box<NodeRecord>),
     /// Shut this node's keys out, and answer when somebody asked for it.
     Revoke(Option<Message>, NodeRecord),
 }
@@ -47,6 +49,8 @@ pub enum Done {
     Answer(Message, Answer),
     /// What the hub's server refused.
     Denied(Vec<Denial>),
+    /// A node's old keys are shut out; the answer for the node that asked.
+    Retired(Option<(Message, Answer)>, Box<NodeRecord>),
 }
 
 /// What waits for a write.
@@ -56,6 +60,7 @@ pub(crate) enum Waiting {
     UseOf(Message, Box<Enroll>),
     NodeOf(Message, Box<Enroll>),
     Revoked(Message, NodeRecord),
+    Promoted(Message, Box<NodeRecord>),
 }
 
 /// The module.
@@ -67,6 +72,8 @@ pub struct Identity {
     waiting: BTreeMap<u64, Waiting>,
     next: u64,
     refusals: Thinned,
+    /// Nodes that were told to renew their keys, and who waits for it until when.
+    pub(crate) rotating: BTreeMap<String, (Message, Timestamp)>,
 }
 
 pub(crate) type Effects = Vec<Effect<Act>>;
@@ -97,10 +104,13 @@ impl Identity {
     }
 
     fn request(&mut self, message: Message, now: Timestamp, effects: &mut Effects) -> Result<(), Refusal> {
-        let verb = message.subject.strip_prefix(&subject::local(NAME, "")).unwrap_or_default().to_owned();
         if !self.current {
             return Err(Refusal::new(503, "EW-NOT-READY", "the hub is starting; try again"));
         }
+        if let Some((node, verb)) = crate::nodes::asked_by(&message.subject) {
+            return self.asked_by_node(&node, &verb, message, effects);
+        }
+        let verb = message.subject.strip_prefix(&subject::local(NAME, "")).unwrap_or_default().to_owned();
         match verb.as_str() {
             "token.create" => {
                 let new: NewToken = body(&message)?;
@@ -152,6 +162,7 @@ impl Identity {
                 effects.extend(Effect::reply(&message, &Answer::Ok(self.list_nodes())));
             }
             "node.revoke" => self.revoke_node(message, now, effects)?,
+            "node.rotate" => self.rotate_node(message, now, effects)?,
             "bus" => effects.push(Effect::Act(Act::Bus(message))),
             other => return Err(Refusal::new(404, "EW-BAD-REQUEST", format!("no verb {other:?}"))),
         }
@@ -179,10 +190,14 @@ impl Identity {
             (Waiting::Revoked(message, record), Ok(_)) => {
                 effects.push(Effect::Act(Act::Revoke(Some(message), record)));
             }
+            (Waiting::Promoted(message, record), Ok(_)) => {
+                effects.push(Effect::Act(Act::Retire(Some(message), record)));
+            }
             (
                 Waiting::Answer(message, _)
                 | Waiting::UseOf(message, _)
                 | Waiting::NodeOf(message, _)
+                | Waiting::Promoted(message, _)
                 | Waiting::Revoked(message, _),
                 Err(_),
             ) => effects.extend(Effect::reply(&message, &busy())),
@@ -218,7 +233,7 @@ impl Identity {
                 }
             }
             ("node", EntryValue::Put(bytes)) => {
-                if let Ok(node) = schemas::decode(&bytes) {
+                if let Ok(node) = schemas::decode::<NodeRecord>(&bytes) {
                     self.nodes.insert(name.to_owned(), (node, revision));
                 }
             }
@@ -256,9 +271,14 @@ impl Module for Identity {
                 self.put(key, schemas::encode(&record), Expect::Absent, waiting, &mut effects);
             }
             Input::Done(Done::Answer(message, answer)) => effects.extend(Effect::reply(&message, &answer)),
+            Input::Done(Done::Retired(asked, record)) => {
+                self.retired(&record, &mut effects);
+                effects.extend(asked.and_then(|(message, answer)| Effect::reply(&message, &answer)));
+            }
             Input::Done(Done::Denied(denials)) => self.denied(denials, now, &mut effects),
             Input::Wrote { token, outcome } => self.wrote(token, &outcome, now, &mut effects),
-            Input::Delivery(_) | Input::Answered { .. } | Input::Tick => {}
+            Input::Tick => self.give_up_rotations(now, &mut effects),
+            Input::Delivery(_) | Input::Answered { .. } => {}
         }
         effects
     }
@@ -367,7 +387,15 @@ mod tests {
 
     fn enrolled(revoked: Option<Timestamp>) -> NodeRecord {
         let (control_key, work_key) = ("K".to_owned(), "K".to_owned());
-        NodeRecord { node: "n1".parse().unwrap(), control_key, work_key, enrolled: Timestamp(0), revoked }
+        NodeRecord {
+            node: "n1".parse().unwrap(),
+            control_key,
+            work_key,
+            enrolled: Timestamp(0),
+            revoked,
+            next: None,
+            retired: None,
+        }
     }
 
     #[test]

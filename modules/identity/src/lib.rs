@@ -7,6 +7,7 @@
 //! * [`decide`] the module and its tokens; [`nodes`] enrolling and revoking; this file: its rim, which signs.
 
 pub mod decide;
+pub mod edge;
 mod nodes;
 
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use bus::identity::{HubKeys, Permissions, node_permissions};
 use bus::module::{Account, Rim};
 use bus::server::HubServer;
 use schemas::command::Refusal;
-use schemas::credential::{Enrolled, JoinToken, NodeRecord, TokenRecord};
+use schemas::credential::{Enrolled, JoinToken, NodeKeys, TokenRecord};
+use schemas::name::NodeName;
 use schemas::subject;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -29,8 +31,16 @@ use decide::{Act, Answer, Done, Identity};
 /// Name of the module.
 pub const NAME: &str = "identity";
 /// The verbs it answers.
-pub const VERBS: [&str; 7] =
-    ["enroll", "token.create", "token.list", "token.delete", "node.list", "node.revoke", "bus"];
+pub const VERBS: [&str; 8] = [
+    "enroll",
+    "token.create",
+    "token.list",
+    "token.delete",
+    "node.list",
+    "node.revoke",
+    "node.rotate",
+    "bus",
+];
 
 /// All that the module reads and writes.
 pub fn flows() -> Vec<Flow> {
@@ -39,6 +49,9 @@ pub fn flows() -> Vec<Flow> {
     flows.push(Flow::watch(subject::BUCKET_IDENTITY, "*.*", "TokenRecord, NodeRecord"));
     flows.push(Flow::write(subject::BUCKET_IDENTITY, "*.*", "TokenRecord, NodeRecord"));
     flows.push(Flow::report(subject::audit_filter(true), "AuditRecord"));
+    flows.push(Flow::respond("ew.req.*.identity.renew", "NodeKeys -> Reply<Enrolled>"));
+    flows.push(Flow::respond("ew.req.*.identity.holding", "NodeKeys -> Reply<()>"));
+    flows.push(Flow::publish(format!("ew.cmd.*.{}.renew", edge::NAME), "()"));
     flows
 }
 
@@ -126,15 +139,27 @@ impl IdentityRim {
         serde_json::to_value(enrolled).map_err(signing)
     }
 
-    async fn revoke(&self, record: &NodeRecord) -> Result<Value, Refusal> {
-        for (account, key) in [(Account::Control, &record.control_key), (Account::Work, &record.work_key)] {
+    async fn revoke(&self, keys: &NodeKeys) -> Result<(), Refusal> {
+        for (account, key) in [(Account::Control, &keys.control_key), (Account::Work, &keys.work_key)] {
             self.server.revoke(account, key).await.map_err(|error| {
                 let text =
                     format!("{error}; the revocation is kept, but may not be in force yet: say it again");
                 Refusal::new(503, "EW-REVOKE", text)
             })?;
         }
-        Ok(json!({"node": record.node, "revoked": record.revoked.map(schemas::Timestamp::rfc3339)}))
+        Ok(())
+    }
+
+    /// As [`Self::revoke`], for what a former life may have done already.
+    async fn revoke_again(&self, node: &NodeName, keys: &NodeKeys) {
+        let out = self.keys.is_revoked(Account::Control, &keys.control_key)
+            && self.keys.is_revoked(Account::Work, &keys.work_key);
+        if out {
+            return;
+        }
+        if let Err(refusal) = self.revoke(keys).await {
+            tracing::warn!(%node, error = refusal.message, "keys that are revoked are not shut out yet");
+        }
     }
 
     fn bus(&self) -> Result<Value, Refusal> {
@@ -161,19 +186,28 @@ impl Rim<Identity> for IdentityRim {
             },
             Act::Sign(message, enroll) => Done::Answer(message, self.enrolled(&enroll)),
             Act::Bus(message) => Done::Answer(message, self.bus()),
-            Act::Revoke(None, record)
-                if self.keys.is_revoked(Account::Control, &record.control_key)
-                    && self.keys.is_revoked(Account::Work, &record.work_key) =>
-            {
+            Act::Revoke(None, record) => {
+                self.revoke_again(&record.node, &record.keys()).await;
                 return None;
             }
-            Act::Revoke(None, record) => {
-                if let Err(refusal) = self.revoke(&record).await {
-                    tracing::warn!(node = %record.node, error = refusal.message, "a revoked node is not shut out yet");
+            Act::Revoke(Some(message), record) => {
+                let revoked = self.revoke(&record.keys()).await;
+                let at = record.revoked.map(schemas::Timestamp::rfc3339);
+                Done::Answer(message, revoked.map(|()| json!({"node": record.node, "revoked": at})))
+            }
+            Act::Retire(None, record) => {
+                if let Some(keys) = &record.retired {
+                    self.revoke_again(&record.node, keys).await;
                 }
                 return None;
             }
-            Act::Revoke(Some(message), record) => Done::Answer(message, self.revoke(&record).await),
+            Act::Retire(Some(message), record) => {
+                let retired = match &record.retired {
+                    Some(keys) => self.revoke(keys).await,
+                    None => Ok(()),
+                };
+                Done::Retired(Some((message, retired.map(|()| json!({})))), record)
+            }
         })
     }
 

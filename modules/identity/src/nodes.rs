@@ -3,15 +3,19 @@
 //! A node's name belongs to its keys from the first enrolment on. Revoking shuts those keys out for good, and frees the name
 //! for a machine with new ones: the pods that the name stands for are waiting for it.
 
-use bus::module::{Effect, Expect, Message};
+use bus::module::{Account, Effect, Expect, Message};
 use schemas::Timestamp;
 use schemas::command::Refusal;
-use schemas::credential::{Enroll, NodeRecord};
+use schemas::credential::{Enroll, NodeKeys, NodeRecord};
+use schemas::name::NodeName;
 use schemas::subject;
 use serde_json::{Value, json};
 
-use crate::decide::{Act, Effects, Identity, Waiting, body};
-use crate::sha256_hex;
+use crate::decide::{Act, Answer, Effects, Identity, Waiting, body};
+use crate::{edge, sha256_hex};
+
+/// A node that was told to renew its keys has so long.
+const ROTATION_TIMEOUT_MS: u64 = 8_000;
 
 impl Identity {
     pub(crate) fn enroll(
@@ -92,6 +96,8 @@ impl Identity {
             work_key: enroll.work_key.clone(),
             enrolled: now,
             revoked: None,
+            next: None,
+            retired: None,
         };
         let expect = match self.nodes.get(enroll.node.as_str()) {
             Some((node, revision)) if node.revoked.is_some() => Expect::Revision(*revision),
@@ -134,9 +140,125 @@ impl Identity {
         Ok(())
     }
 
-    /// What is recorded as revoked is shut out, whatever died in between.
+    /// What is recorded as revoked or retired is shut out, whatever died in between.
     pub(crate) fn revoke_again(&self, effects: &mut Effects) {
-        let revoked = self.nodes.values().filter(|(node, _)| node.revoked.is_some());
-        effects.extend(revoked.map(|(node, _)| Effect::Act(Act::Revoke(None, node.clone()))));
+        for (node, _) in self.nodes.values() {
+            if node.revoked.is_some() {
+                effects.push(Effect::Act(Act::Revoke(None, node.clone())));
+            }
+            if node.retired.is_some() {
+                effects.push(Effect::Act(Act::Retire(None, Box::new(node.clone()))));
+            }
+        }
     }
+
+    /// Tells a node to renew its keys. Answered when it holds the new ones and the old ones are shut out.
+    pub(crate) fn rotate_node(
+        &mut self,
+        message: Message,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let body: Value = body(&message)?;
+        let name = body.get("id").and_then(Value::as_str).unwrap_or("");
+        let known = self.nodes.get(name).filter(|(node, _)| node.revoked.is_none());
+        let Some((record, _)) = known else {
+            let text = format!("no node {name:?} has joined; `edgewire node ls` lists those that have");
+            return Err(Refusal::new(404, "EW-NODE-UNKNOWN", text));
+        };
+        if self.rotating.contains_key(name) {
+            return Err(Refusal::new(409, "EW-BUSY", format!("node {name} is renewing its keys already")));
+        }
+        effects.push(Effect::Publish {
+            account: Account::Control,
+            subject: subject::command(&record.node, edge::NAME, "renew"),
+            headers: Default::default(),
+            payload: Vec::new(),
+        });
+        self.rotating.insert(name.to_owned(), (message, now.plus_ms(ROTATION_TIMEOUT_MS)));
+        Ok(())
+    }
+
+    pub(crate) fn give_up_rotations(&mut self, now: Timestamp, effects: &mut Effects) {
+        self.rotating.retain(|name, (message, until)| {
+            if *until > now {
+                return true;
+            }
+            let text = format!("node {name} did not renew its keys in time; is it connected (`edgewire nodes`)? it may still do so");
+            let refusal: Answer = Err(Refusal::new(504, "EW-NODE-UNREACHABLE", text));
+            effects.extend(Effect::reply(message, &refusal));
+            false
+        });
+    }
+
+    /// A node's own question. Its name stands in the subject, and only it may ask there.
+    pub(crate) fn asked_by_node(
+        &mut self,
+        node: &NodeName,
+        verb: &str,
+        message: Message,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let keys: NodeKeys = body(&message)?;
+        let known = self.nodes.get(node.as_str()).filter(|(node, _)| node.revoked.is_none());
+        let Some((record, revision)) = known else {
+            return Err(Refusal::new(404, "EW-NODE-UNKNOWN", format!("node {node} has not joined")));
+        };
+        let (mut record, expect) = (record.clone(), Expect::Revision(*revision));
+        let (own, next) = (record.keys() == keys, record.next.as_ref() == Some(&keys));
+        let key = format!("node.{node}");
+        match verb {
+            "renew" => {
+                let (node, control_key, work_key) =
+                    (node.clone(), keys.control_key.clone(), keys.work_key.clone());
+                let enroll = Box::new(Enroll {
+                    id: String::new(),
+                    secret: String::new(),
+                    node,
+                    control_key,
+                    work_key,
+                });
+                if own || next {
+                    effects.push(Effect::Act(Act::Sign(message, enroll)));
+                } else {
+                    record.next = Some(keys);
+                    self.put(
+                        key,
+                        schemas::encode(&record),
+                        expect,
+                        Waiting::NodeOf(message, enroll),
+                        effects,
+                    );
+                }
+            }
+            "holding" if own => effects.extend(Effect::reply(&message, &Answer::Ok(json!({})))),
+            "holding" if next => {
+                record.retired = Some(record.keys());
+                record.next = None;
+                (record.control_key, record.work_key) = (keys.control_key, keys.work_key);
+                let value = schemas::encode(&record);
+                self.put(key, value, expect, Waiting::Promoted(message, Box::new(record)), effects);
+            }
+            "holding" => {
+                let text = "these keys are neither the node's own nor its next ones; renew them";
+                return Err(Refusal::new(409, "EW-NODE-KEYS", text));
+            }
+            other => return Err(Refusal::new(404, "EW-BAD-REQUEST", format!("no verb {other:?}"))),
+        }
+        Ok(())
+    }
+
+    /// The old keys are out: who waited for it is told.
+    pub(crate) fn retired(&mut self, record: &NodeRecord, effects: &mut Effects) {
+        if let Some((message, _)) = self.rotating.remove(record.node.as_str()) {
+            let answer: Answer = Ok(json!({"node": record.node, "control_key": record.control_key}));
+            effects.extend(Effect::reply(&message, &answer));
+        }
+    }
+}
+
+/// Who asks what, of a question of a node's own.
+pub(crate) fn asked_by(subject: &str) -> Option<(NodeName, String)> {
+    let (node, rest) = subject.strip_prefix("ew.req.")?.split_once('.')?;
+    Some((NodeName::new(node).ok()?, rest.strip_prefix("identity.")?.to_owned()))
 }

@@ -1,8 +1,10 @@
 //! Who is in and who is out: a node that is shut out stays out, and what runs on it runs on.
 
+use std::path::Path;
+
 use anyhow::Context;
 use base64::Engine;
-use tests::cluster::{Cluster, eventually};
+use tests::cluster::{Cluster, Edge, eventually};
 
 use crate::support::{
     IDLE, acked_more, agent_serves, all_arrived, edgewire, pod, runs, sensor, the_same, told,
@@ -60,6 +62,56 @@ async fn a_revoked_node_is_out_and_its_pods_run_on() -> anyhow::Result<()> {
     let nobody = edgewire(&cluster, &["node", "revoke", "nobody"]).await?;
     anyhow::ensure!(!nobody.success && nobody.stderr.contains("EW-NODE-UNKNOWN"), "{}", nobody.stderr);
     cluster.done().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_renewed_under_a_running_node_and_the_old_ones_open_nothing() -> anyhow::Result<()> {
+    let cluster = Cluster::new("rotate").await?;
+    cluster.up(&["edge-a"]).await?;
+    let edge = cluster.edge("edge-a")?;
+    cluster.apply(&sensor(&edge, 50).to_string()).await?;
+    let sensing = runs(&cluster, &edge, "demo", "sensor").await?;
+    let dir = edge.data_dir().join("hub");
+    let stolen = edge.data_dir().join("stolen.creds");
+    for round in 1..=2 {
+        std::fs::copy(dir.join("control.creds"), &stolen)?;
+        opens(&cluster, &edge, &stolen).await.context("the present keys")?;
+        let said = edgewire(&cluster, &["node", "rotate", "edge-a"]).await?.ok()?;
+        anyhow::ensure!(said.contains("has new keys"), "{said}");
+        anyhow::ensure!(
+            opens(&cluster, &edge, &stolen).await.is_err(),
+            "round {round}: a copy of the old keys still opens"
+        );
+        opens(&cluster, &edge, &dir.join("control.creds")).await.context("the new keys")?;
+        acked_more(&edge, 20).await?;
+        all_arrived(&cluster, &edge, 60).await?;
+    }
+    told(&cluster, &["KeysRenewed"], "edge-a").await?;
+    the_same(&edge, &[&sensing], "while its node changed keys")?;
+
+    // The machine starts again with what it has; nobody who is away is waited for.
+    edge.kill9_all().await?;
+    edge.start().await?;
+    agent_serves(&edge).await?;
+    cluster.heartbeats("edge-a", 2).await?;
+    acked_more(&edge, 5).await?;
+    all_arrived(&cluster, &edge, 60).await?;
+    edge.cut()?;
+    cluster.ready("edge-a", "Unknown").await?;
+    let away = edgewire(&cluster, &["node", "rotate", "edge-a"]).await?;
+    anyhow::ensure!(!away.success && away.stderr.contains("EW-NODE-UNREACHABLE"), "{}", away.stderr);
+    edge.heal()?;
+    cluster.ready("edge-a", "True").await?;
+    the_same(&edge, &[&sensing], "at the end")?;
+    cluster.done().await
+}
+
+/// Does the hub's bus let these credentials in?
+async fn opens(cluster: &Cluster, edge: &Edge, creds: &Path) -> anyhow::Result<()> {
+    let options = async_nats::ConnectOptions::with_credentials_file(creds).await?;
+    let options = options.add_root_certificates(edge.data_dir().join("hub/ca.crt")).require_tls(true);
+    let url = format!("tls://{}:{}", cluster.site().hub_address(), cluster.site().ports.bus);
+    options.connect(url).await.map(drop).context("the hub's bus")
 }
 
 /// Speaks NATS by hand, as the pod that it is: publishes into another namespace.

@@ -37,6 +37,7 @@ impl Api {
             (&Method::DELETE, ["tokens", id]) if known => ("token.delete", Some(*id)),
             (&Method::GET, ["nodes"]) if known => ("node.list", None),
             (&Method::POST, ["nodes", name, "revoke"]) if known => ("node.revoke", Some(*name)),
+            (&Method::POST, ["nodes", name, "rotate"]) if known => ("node.rotate", Some(*name)),
             (&Method::GET, ["bus"]) if known => ("bus", None),
             (_, ["enroll" | "tokens" | "nodes" | "bus" | "audit", ..]) => {
                 return Err(ApiError::method_not_allowed(format!(

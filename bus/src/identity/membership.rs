@@ -1,0 +1,125 @@
+//! What enrolment leaves on disk, under `<data>/hub`: the node's name, where the hub is, its authority, two credentials.
+
+use std::path::{Path, PathBuf};
+
+use schemas::Timestamp;
+use schemas::credential::Enrolled;
+use schemas::name::NodeName;
+use serde::{Deserialize, Serialize};
+
+use super::files::{make_private_dir, read_text, write_text};
+use super::{IdentityError, jwt};
+use crate::server::HubLink;
+
+/// The node's keys and place in a hub.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Membership {
+    /// Name of the node.
+    pub node: NodeName,
+    /// `tls://host:port` of each hub.
+    pub leaf_urls: Vec<String>,
+}
+
+fn dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("hub")
+}
+
+/// The user seeds of a node that joins, made here and kept: joining again with the same keys is the same node.
+pub struct Keys {
+    /// For CONTROL.
+    pub control: nkeys::KeyPair,
+    /// For WORK.
+    pub work: nkeys::KeyPair,
+    /// New ones, beside those that the node has: they take their place when the hub has taken them.
+    next: bool,
+}
+
+/// What the seed files of keys are called that the hub has not taken yet.
+const NEXT: &str = ".next";
+
+impl Keys {
+    /// Reads them, or makes them. With `new`: others than those that the node has. They are on disk before they are used, so
+    /// that asking again after a lost answer is asking with the same keys.
+    pub fn load_or_create(data_dir: &Path, new: bool) -> Result<Self, IdentityError> {
+        let dir = dir(data_dir);
+        make_private_dir(&dir).map_err(|source| IdentityError::io(&dir, source))?;
+        let key = |name: &str| -> Result<nkeys::KeyPair, IdentityError> {
+            let path = dir.join(format!("{name}.seed{}", if new { NEXT } else { "" }));
+            let shown = || path.display().to_string();
+            if let Some(seed) = read_text(&path)? {
+                let key = nkeys::KeyPair::from_seed(seed.trim());
+                return key.map_err(|error| IdentityError::key(shown(), error));
+            }
+            let key = nkeys::KeyPair::new_user();
+            write_text(&path, &key.seed().map_err(|error| IdentityError::key(shown(), error))?)?;
+            Ok(key)
+        };
+        Ok(Self { control: key("control")?, work: key("work")?, next: new })
+    }
+
+    /// The hub has taken them.
+    fn taken(&self, data_dir: &Path) -> Result<(), IdentityError> {
+        for name in ["control", "work"].into_iter().filter(|_| self.next) {
+            let path = dir(data_dir).join(format!("{name}.seed"));
+            let next = dir(data_dir).join(format!("{name}.seed{NEXT}"));
+            std::fs::rename(&next, &path).map_err(|source| IdentityError::io(&next, source))?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps what the hub answered. The membership itself is written last: with it, all is there.
+pub fn save(data_dir: &Path, node: NodeName, keys: &Keys, enrolled: Enrolled) -> Result<(), IdentityError> {
+    let dir = dir(data_dir);
+    let creds = |token: &str, key: &nkeys::KeyPair| -> Result<String, IdentityError> {
+        let seed = key.seed().map_err(|error| IdentityError::key("the node's key", error))?;
+        Ok(jwt::creds(token, &seed))
+    };
+    write_text(&dir.join("ca.crt"), &enrolled.ca_pem)?;
+    write_text(&dir.join("control.creds"), &creds(&enrolled.control_jwt, &keys.control)?)?;
+    write_text(&dir.join("work.creds"), &creds(&enrolled.work_jwt, &keys.work)?)?;
+    let membership = Membership { node, leaf_urls: enrolled.leaf_urls };
+    let text = serde_json::to_string_pretty(&membership).unwrap_or_default();
+    write_text(&dir.join("membership.json"), &text)?;
+    keys.taken(data_dir)
+}
+
+/// The keys that the credentials on disk stand for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Public key of the user in CONTROL.
+    pub control: String,
+    /// Public key of the user in WORK.
+    pub work: String,
+    /// When the hub signed it, by its clock.
+    pub issued: Timestamp,
+}
+
+/// What the node's server connects with next; `None` before the node has joined.
+pub fn holding(data_dir: &Path) -> Result<Option<Held>, IdentityError> {
+    let claims = |name: &str| -> Result<Option<serde_json::Value>, IdentityError> {
+        let text = read_text(&dir(data_dir).join(format!("{name}.creds")))?;
+        Ok(text.and_then(|text| jwt::claims(text.lines().find(|line| line.starts_with("ey"))?)))
+    };
+    let (Some(control), Some(work)) = (claims("control")?, claims("work")?) else { return Ok(None) };
+    let key = |claims: &serde_json::Value| claims.get("sub")?.as_str().map(str::to_owned);
+    let issued = control.get("iat").and_then(serde_json::Value::as_i64).unwrap_or_default();
+    let keys = key(&control).zip(key(&work));
+    Ok(keys.map(|(control, work)| Held { control, work, issued: Timestamp(issued.saturating_mul(1000)) }))
+}
+
+/// The membership, if the node has joined.
+pub fn load(data_dir: &Path) -> Result<Option<(Membership, HubLink)>, IdentityError> {
+    let dir = dir(data_dir);
+    let path = dir.join("membership.json");
+    let Some(text) = read_text(&path)? else { return Ok(None) };
+    let membership: Membership = serde_json::from_str(&text)
+        .map_err(|error| IdentityError::Membership(path.display().to_string(), error.to_string()))?;
+    let link = HubLink {
+        urls: membership.leaf_urls.clone(),
+        ca_file: dir.join("ca.crt"),
+        control_creds: dir.join("control.creds"),
+        work_creds: dir.join("work.creds"),
+    };
+    Ok(Some((membership, link)))
+}

@@ -1,0 +1,366 @@
+//! The node's end: its keys are renewed over the link, at the hub's word or when they are old, without joining again.
+//!
+//! New keys are made here and asked to be signed ([`NodeKeys`]); what comes back replaces the credentials on disk. Then the
+//! node says which keys it *holds*, until the hub has heard it: the hub makes them the node's own and shuts the old ones out,
+//! which ends the link; the node's server makes it anew with what is on disk. Nothing is remembered: the node says what it
+//! holds at every start, so whatever dies in between ends with one set of keys on both sides.
+//!
+//! In: `ew.cmd.<node>.membership.renew`. Out: `ew.req.<node>.identity.{renew,holding}`. Pure but for [`MembershipRim`].
+
+use std::path::PathBuf;
+
+use bus::connection::Handles;
+use bus::flow::Flow;
+use bus::identity::membership::{self, Keys};
+use bus::module::{Effect, Input, Module, Rim};
+use schemas::Timestamp;
+use schemas::command::Reply;
+use schemas::credential::{Enrolled, NodeKeys};
+use schemas::envelope;
+use schemas::name::NodeName;
+use schemas::report::{EventReport, Severity};
+use schemas::subject;
+use serde_json::Value;
+
+/// Name of the module.
+pub const NAME: &str = "membership";
+/// Keys older than this are renewed by themselves.
+pub const RENEW_AFTER_MS: u64 = 30 * 24 * 3_600_000;
+/// A question is asked again after so long without an answer.
+const RETRY_MS: u64 = 5_000;
+/// How long an answer is waited for.
+const TIMEOUT_MS: u64 = 4_000;
+/// The age of the keys is looked at so often, by the time that passes and not by what the clock says: one that jumps must not
+/// renew them again and again.
+const LOOK_MS: u64 = 24 * 3_600_000;
+
+const RENEW: u64 = 1;
+const HOLDING: u64 = 2;
+
+/// What only the rim can do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Act {
+    /// Read which keys the credentials on disk stand for, and since when.
+    Look,
+    /// Make new keys, beside those that are used.
+    MakeKeys,
+    /// Replace the credentials on disk by these, of the new keys.
+    Adopt(Box<Enrolled>),
+}
+
+/// What the rim tells.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Done {
+    /// What the credentials on disk stand for; `None` before the node has joined.
+    Holding(Option<(NodeKeys, Timestamp)>),
+    /// The new keys' public halves.
+    Made(Result<NodeKeys, String>),
+    /// The credentials on disk are the new ones, or not.
+    Adopted(Result<(), String>),
+}
+
+/// What is under way.
+#[derive(Debug, Clone, PartialEq)]
+enum Stage {
+    /// Nothing.
+    Idle,
+    /// Keys are made and signed.
+    Renewing,
+    /// The hub is told what the node holds.
+    Telling(NodeKeys),
+}
+
+/// The module.
+pub struct Membership {
+    node: NodeName,
+    stage: Stage,
+    looked_at: Option<Timestamp>,
+    ask_at: Option<Timestamp>,
+    announced: bool,
+    events: u64,
+}
+
+type Effects = Vec<Effect<Act>>;
+
+/// All that the module reads and writes.
+pub fn flows(node: &NodeName) -> Vec<Flow> {
+    vec![
+        Flow::subscribe(subject::command(node, NAME, "renew"), "()"),
+        Flow::request(subject::request(node, "identity.renew"), "NodeKeys -> Reply<Enrolled>"),
+        Flow::request(subject::request(node, "identity.holding"), "NodeKeys -> Reply<()>"),
+        Flow::report(format!("ew.evt.{NAME}.*"), "EventReport"),
+    ]
+}
+
+impl Membership {
+    /// The module of `node`.
+    pub fn new(node: NodeName) -> Self {
+        let stage = Stage::Idle;
+        Self { node, stage, looked_at: None, ask_at: None, announced: false, events: 0 }
+    }
+
+    fn ask(&self, verb: &str, keys: &NodeKeys, token: u64) -> Effect<Act> {
+        // As the API's bodies go to the hub's module: JSON in MessagePack.
+        let body = serde_json::to_value(keys).unwrap_or_default();
+        Effect::Request {
+            subject: subject::request(&self.node, verb),
+            payload: schemas::encode(&body),
+            timeout_ms: TIMEOUT_MS,
+            token,
+        }
+    }
+
+    fn begin(&mut self) -> Effects {
+        if self.stage == Stage::Renewing {
+            return Vec::new();
+        }
+        self.stage = Stage::Renewing;
+        vec![Effect::Act(Act::MakeKeys)]
+    }
+
+    fn failed(&mut self, why: &str, now: Timestamp) -> Effects {
+        self.stage = Stage::Idle;
+        let text = format!("the node's keys were not renewed: {why}; the present ones stay");
+        vec![self.tell(Severity::Warning, "RenewFailed", text, now)]
+    }
+
+    fn tell(&mut self, severity: Severity, reason: &str, message: String, now: Timestamp) -> Effect<Act> {
+        self.events += 1;
+        let node = self.node.to_string();
+        let id = format!("{node}-{NAME}-{}-{}", now.0, self.events);
+        let event = EventReport {
+            id: id.clone(),
+            node: node.clone(),
+            module: NAME.to_owned(),
+            at: now,
+            severity,
+            reason: reason.to_owned(),
+            message,
+            regarding: ("Node".to_owned(), String::new(), node.clone(), node.clone()),
+        };
+        Effect::Report {
+            subject: subject::event(NAME, reason),
+            headers: envelope::headers(&node, NAME, reason, &id, now),
+            payload: schemas::encode(&event),
+        }
+    }
+
+    fn holding(&mut self, keys: NodeKeys, issued: Timestamp, now: Timestamp) -> Effects {
+        if self.stage == Stage::Renewing {
+            return Vec::new();
+        }
+        if self.announced && now.since_ms(issued) > RENEW_AFTER_MS {
+            return self.begin();
+        }
+        if !self.announced {
+            self.stage = Stage::Telling(keys);
+            self.ask_at = Some(now);
+        }
+        Vec::new()
+    }
+
+    fn tick(&mut self, now: Timestamp) -> Effects {
+        let mut effects = Vec::new();
+        if self.looked_at.is_none_or(|at| now.since_ms(at) >= LOOK_MS) {
+            self.looked_at = Some(now);
+            effects.push(Effect::Act(Act::Look));
+        }
+        if let (Stage::Telling(keys), true) = (&self.stage, self.ask_at.is_some_and(|at| at <= now)) {
+            effects.push(self.ask("identity.holding", &keys.clone(), HOLDING));
+            self.ask_at = Some(now.plus_ms(RETRY_MS));
+        }
+        effects
+    }
+
+    fn answered(&mut self, token: u64, outcome: Result<Vec<u8>, String>, now: Timestamp) -> Effects {
+        let reply =
+            outcome.and_then(|bytes| schemas::decode::<Reply<Value>>(&bytes).map_err(|e| e.to_string()));
+        match (token, reply) {
+            (RENEW, Ok(Ok(value))) if self.stage == Stage::Renewing => {
+                match serde_json::from_value::<Enrolled>(value) {
+                    Ok(enrolled) => vec![Effect::Act(Act::Adopt(Box::new(enrolled)))],
+                    Err(error) => self.failed(&format!("the hub's answer: {error}"), now),
+                }
+            }
+            (RENEW, Ok(Err(refusal))) => self.failed(&refusal.message, now),
+            (RENEW, Err(error)) => self.failed(&error, now),
+            (HOLDING, Ok(Ok(_))) => {
+                self.announced = true;
+                self.stage = Stage::Idle;
+                Vec::new()
+            }
+            // Half of the credentials were replaced when the machine fell: the new keys are still there, ask again.
+            (HOLDING, Ok(Err(refusal))) if refusal.code == "EW-NODE-KEYS" => self.begin(),
+            // Not heard: asked again.
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Module for Membership {
+    type Act = Act;
+    type Done = Done;
+
+    fn apply(&mut self, input: Input<Done>, now: Timestamp) -> Effects {
+        match input {
+            Input::Message(_) => self.begin(),
+            Input::Tick => self.tick(now),
+            Input::Answered { token, outcome } => self.answered(token, outcome, now),
+            Input::Done(Done::Holding(Some((keys, issued)))) => self.holding(keys, issued, now),
+            Input::Done(Done::Made(Ok(keys))) => vec![self.ask("identity.renew", &keys, RENEW)],
+            Input::Done(Done::Made(Err(why)) | Done::Adopted(Err(why))) => self.failed(&why, now),
+            Input::Done(Done::Adopted(Ok(()))) => {
+                self.stage = Stage::Idle;
+                self.announced = false;
+                let text = "the node has new keys; its link is made anew with them".to_owned();
+                vec![self.tell(Severity::Normal, "KeysRenewed", text, now), Effect::Act(Act::Look)]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The rim: what enrolment left on disk.
+pub struct MembershipRim {
+    /// The node.
+    pub node: NodeName,
+    /// Its data directory.
+    pub data_dir: PathBuf,
+}
+
+impl Rim<Membership> for MembershipRim {
+    async fn act(&self, _bus: &Handles, act: Act) -> Option<Done> {
+        let dir = &self.data_dir;
+        let keys = |keys: &Keys| NodeKeys {
+            control_key: keys.control.public_key(),
+            work_key: keys.work.public_key(),
+        };
+        Some(match act {
+            Act::Look => Done::Holding(match membership::holding(dir) {
+                Ok(held) => held
+                    .map(|held| (NodeKeys { control_key: held.control, work_key: held.work }, held.issued)),
+                Err(error) => {
+                    tracing::warn!(%error, "the node's credentials cannot be read");
+                    None
+                }
+            }),
+            Act::MakeKeys => Done::Made(
+                Keys::load_or_create(dir, true).map(|made| keys(&made)).map_err(|error| error.to_string()),
+            ),
+            Act::Adopt(enrolled) => {
+                let adopted = Keys::load_or_create(dir, true)
+                    .and_then(|keys| membership::save(dir, self.node.clone(), &keys, *enrolled));
+                Done::Adopted(adopted.map_err(|error| error.to_string()))
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schemas::command::Refusal;
+
+    const NOW: Timestamp = Timestamp(1_000_000_000_000);
+
+    fn keys(name: &str) -> NodeKeys {
+        NodeKeys { control_key: format!("C{name}"), work_key: format!("W{name}") }
+    }
+
+    fn module() -> Membership {
+        let mut module = Membership::new(NodeName::new("n1").unwrap());
+        assert_eq!(module.apply(Input::Tick, NOW), [Effect::Act(Act::Look)]);
+        module
+    }
+
+    fn asks(effects: &Effects) -> Option<(&str, NodeKeys)> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Request { subject, payload, .. } => {
+                let body: Value = schemas::decode(payload).unwrap();
+                Some((subject.rsplit('.').next().unwrap(), serde_json::from_value(body).unwrap()))
+            }
+            _ => None,
+        })
+    }
+
+    fn answer(module: &mut Membership, token: u64, reply: Reply<Value>) -> Effects {
+        module.apply(Input::Answered { token, outcome: Ok(schemas::encode(&reply)) }, NOW)
+    }
+
+    fn enrolled() -> Value {
+        serde_json::json!({"control_jwt": "c", "work_jwt": "w", "leaf_urls": [], "ca_pem": ""})
+    }
+
+    #[test]
+    fn what_it_holds_is_said_at_every_start_until_it_is_heard() {
+        let mut module = module();
+        module.apply(Input::Done(Done::Holding(Some((keys("1"), NOW)))), NOW);
+        assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("1"))));
+        module.apply(Input::Answered { token: HOLDING, outcome: Err("no responders".into()) }, NOW);
+        assert_eq!(asks(&module.apply(Input::Tick, NOW)), None, "not at once");
+        assert_eq!(asks(&module.apply(Input::Tick, NOW.plus_ms(RETRY_MS))), Some(("holding", keys("1"))));
+        answer(&mut module, HOLDING, Ok(Value::Null));
+        assert_eq!(asks(&module.apply(Input::Tick, NOW.plus_ms(9 * RETRY_MS))), None);
+    }
+
+    #[test]
+    fn keys_are_made_signed_adopted_and_told_in_this_order() {
+        let mut module = module();
+        let begun = module.apply(Input::Message(command()), NOW);
+        assert_eq!(begun, [Effect::Act(Act::MakeKeys)]);
+        assert!(module.apply(Input::Message(command()), NOW).is_empty(), "one renewal at a time");
+        let asked = module.apply(Input::Done(Done::Made(Ok(keys("2")))), NOW);
+        assert_eq!(asks(&asked), Some(("renew", keys("2"))));
+        let adopt = answer(&mut module, RENEW, Ok(enrolled()));
+        assert!(matches!(adopt.as_slice(), [Effect::Act(Act::Adopt(_))]));
+        assert_eq!(
+            asks(&module.apply(Input::Tick, NOW)),
+            None,
+            "nothing is said of keys that are not on disk"
+        );
+        let adopted = module.apply(Input::Done(Done::Adopted(Ok(()))), NOW);
+        assert!(adopted.contains(&Effect::Act(Act::Look)));
+        module.apply(Input::Done(Done::Holding(Some((keys("2"), NOW)))), NOW);
+        assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("2"))));
+    }
+
+    #[test]
+    fn a_failure_keeps_the_present_keys_and_half_an_adoption_is_finished() {
+        let mut module = module();
+        module.apply(Input::Message(command()), NOW);
+        let refused = answer(&mut module, RENEW, Err(Refusal::new(503, "EW-BUSY", "try again")));
+        assert!(
+            matches!(refused.as_slice(), [Effect::Report { subject, .. }] if subject.ends_with("RenewFailed"))
+        );
+        module.apply(Input::Done(Done::Holding(Some((keys("half"), NOW)))), NOW);
+        module.apply(Input::Tick, NOW);
+        let again = answer(&mut module, HOLDING, Err(Refusal::new(409, "EW-NODE-KEYS", "neither")));
+        assert_eq!(again, [Effect::Act(Act::MakeKeys)]);
+    }
+
+    #[test]
+    fn old_keys_are_renewed_by_themselves_and_a_wrong_clock_does_it_once_a_day_at_most() {
+        let mut module = module();
+        let old = Done::Holding(Some((keys("1"), Timestamp(0))));
+        module.apply(Input::Done(old.clone()), NOW);
+        answer(&mut module, HOLDING, Ok(Value::Null));
+        let looks =
+            (0..48 * 3_600u64).filter(|s| !module.apply(Input::Tick, NOW.plus_ms(s * 1000)).is_empty());
+        assert_eq!(looks.count(), 1, "looked at once a day");
+        assert_eq!(module.apply(Input::Done(old), NOW), [Effect::Act(Act::MakeKeys)]);
+        let mut early = super::tests::module();
+        early.apply(Input::Done(Done::Holding(Some((keys("1"), NOW)))), Timestamp(0));
+        answer(&mut early, HOLDING, Ok(Value::Null));
+        assert!(early.apply(Input::Done(Done::Holding(Some((keys("1"), NOW)))), Timestamp(0)).is_empty());
+    }
+
+    fn command() -> bus::module::Message {
+        bus::module::Message {
+            account: bus::module::Account::Control,
+            subject: "ew.cmd.n1.membership.renew".into(),
+            headers: Default::default(),
+            payload: Vec::new(),
+            reply: None,
+        }
+    }
+}
