@@ -22,8 +22,8 @@ pub enum NodeCommand {
     Ls(LsArgs),
     /// Have a machine make new keys; its old ones are shut out
     ///
-    /// What runs on it runs on; its link is made anew with the new keys, within a second or so, and nothing is lost. Machines do
-    /// this by themselves when their keys are 30 days old.
+    /// What runs on it runs on; its link is made anew with the new keys, and nothing is lost. Machines do this by
+    /// themselves when their keys are 30 days old.
     Rotate(RotateArgs),
     /// Shut a machine out: its link ends now and its keys are worth nothing any more
     ///
