@@ -1,0 +1,95 @@
+//! The fault suite: every fault on every part, under load, on real servers; and what must hold after each.
+//!
+//! A [`Pair`] is a [`Fault`] and a [`Victim`]. [`run`] builds a cluster of its own, puts it under [`load`] (durable messages,
+//! pods that come and go, ConfigMap edits), does the fault, ends it, and [`check`]s: every acknowledged message at the hub
+//! once and in order, desired equals actual, unchanged pods untouched, every module running. [`table`] keeps the results
+//! in docs/reliability.md.
+//!
+//! Which pairs there are and what a link's fault has to do with a victim: [`pair`]. `make faults` runs all of them.
+
+pub mod check;
+pub mod fault;
+pub mod load;
+pub mod pair;
+pub mod table;
+pub mod victim;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::cluster::readings::acked_more;
+use crate::cluster::{Cluster, eventually};
+use check::{Standing, settled};
+pub use fault::Fault;
+use load::Load;
+pub use pair::Pair;
+pub use victim::Victim;
+
+/// The node that everything happens to.
+const NODE: &str = "edge-a";
+/// After a fault, everything is right again within this.
+const RECOVERY_SECONDS: u64 = 60;
+/// Readings before the fault.
+const WARM_READINGS: usize = 60;
+
+/// What a pair showed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// From the end of the fault until everything was right again.
+    pub recovery: Duration,
+    /// Messages at the hub, each once and in order.
+    pub messages: usize,
+}
+
+/// Does one pair from the first start to the last look.
+pub async fn run(pair: Pair) -> anyhow::Result<Outcome> {
+    let cluster = Cluster::new(&pair.to_string()).await?;
+    let outcome = perform(&cluster, pair).await.with_context(|| format!("{pair}"))?;
+    cluster.done().await?;
+    println!(
+        "{pair}: right again after {:.1} s, {} messages each once and in order",
+        outcome.recovery.as_secs_f64(),
+        outcome.messages
+    );
+    Ok(outcome)
+}
+
+async fn perform(cluster: &Cluster, pair: Pair) -> anyhow::Result<Outcome> {
+    let edge = cluster.edge(NODE)?;
+    if pair.fault == Fault::PowerLoss {
+        match pair.victim.is_of_the_hub() {
+            true => cluster.hub().on_disk().await?,
+            false => edge.on_disk()?,
+        }
+    }
+    cluster.up(&[NODE]).await?;
+    let standing = Standing::begin(cluster, &edge).await?;
+    let load = Load::default();
+    let (ended, script) = (tokio::sync::watch::channel(false), async {
+        acked_more(&edge, WARM_READINGS).await?;
+        eventually("the load is under way", 30, async || Ok(load.steps() >= 3)).await?;
+        pair.inflict(cluster, &edge).await?;
+        let end = Instant::now();
+        pair.end(cluster, &edge).await?;
+        check::both_ways(cluster, &edge, &load).await?;
+        anyhow::Ok(end)
+    });
+    let (stop, stopped) = ended;
+    let (done, _) = tokio::join!(
+        async {
+            let done = script.await;
+            let _ = stop.send(true);
+            done
+        },
+        load.run(cluster, stopped)
+    );
+    let end = done?;
+    settled(cluster, &edge, &load).await?;
+    let recovery = end.elapsed();
+    standing.still(&edge, pair.loses_the_nodes_power())?;
+    let messages = check::messages(cluster, &edge).await?;
+    check::life_goes_on(cluster, &edge).await?;
+    standing.still(&edge, pair.loses_the_nodes_power())?;
+    Ok(Outcome { recovery, messages })
+}
