@@ -2,6 +2,7 @@
 //! the file in the pod against the ConfigMap.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -68,12 +69,18 @@ fn insert(object: &mut Value, at: &str, field: &str, value: Value) -> anyhow::Re
 /// in the pod: the load goes on meanwhile.
 pub async fn both_ways(cluster: &Cluster, edge: &Edge, load: &Load) -> anyhow::Result<()> {
     let (tried, _) = load.edits();
+    let start = Instant::now();
+    let note = |what: &str| println!("  {what} after {:.1} s", start.elapsed().as_secs_f64());
     eventually("an edit made after the fault is in the pod's file", RECOVERY_SECONDS, async || {
         Ok(edit_in_the_pod(edge)? > tried)
     })
     .await?;
+    note("an edit has come down");
     all_arrived(cluster, edge, RECOVERY_SECONDS).await?;
-    cluster.ready(NODE, "True").await
+    note("messages have come up");
+    cluster.ready(NODE, "True").await?;
+    note("the node is Ready");
+    Ok(())
 }
 
 /// The edit that the reader's file shows.

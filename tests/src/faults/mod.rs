@@ -45,7 +45,11 @@ pub struct Outcome {
 /// Does one pair from the first start to the last look.
 pub async fn run(pair: Pair) -> anyhow::Result<Outcome> {
     let cluster = Cluster::new(&pair.to_string()).await?;
-    let outcome = perform(&cluster, pair).await.with_context(|| format!("{pair}"))?;
+    let outcome = perform(&cluster, pair).await.with_context(|| format!("{pair}"));
+    if outcome.is_err() {
+        tell(&cluster).await;
+    }
+    let outcome = outcome?;
     cluster.done().await?;
     println!(
         "{pair}: right again after {:.1} s, {} messages each once and in order",
@@ -53,6 +57,18 @@ pub async fn run(pair: Pair) -> anyhow::Result<Outcome> {
         outcome.messages
     );
     Ok(outcome)
+}
+
+/// What hub and node say of themselves after a failure.
+async fn tell(cluster: &Cluster) {
+    for args in [&["get", "pods", "-A", "-o", "wide"][..], &["get", "events", "-A"]] {
+        let said = cluster.kubectl_ok(args).await.unwrap_or_else(|error| format!("{error:#}"));
+        eprintln!("──── kubectl {} ────\n{said}", args.join(" "));
+    }
+    match cluster.edge(NODE).and_then(|edge| edge.running()) {
+        Ok(running) => eprintln!("──── ctr ────\n{running:#?}"),
+        Err(error) => eprintln!("──── ctr ────\n{error:#}"),
+    }
 }
 
 async fn perform(cluster: &Cluster, pair: Pair) -> anyhow::Result<Outcome> {
@@ -72,6 +88,7 @@ async fn perform(cluster: &Cluster, pair: Pair) -> anyhow::Result<Outcome> {
         pair.inflict(cluster, &edge).await?;
         let end = Instant::now();
         pair.end(cluster, &edge).await?;
+        println!("{pair}\n  the fault is over after {:.1} s", end.elapsed().as_secs_f64());
         check::both_ways(cluster, &edge, &load).await?;
         anyhow::Ok(end)
     });
