@@ -1,7 +1,7 @@
 //! Which fault is done to which part, and how the two go together.
 //!
 //! * SIGSTOP, kill -9: of that process alone.
-//! * Power loss: of the machine that the victim stands on. The hub's server and process share one, and so do the node's
+//! * Power loss: of the machine that the victim stands on; the node's with messages waiting on it. The hub's server and process share one, and so do the node's
 //!   three; so two pairs stand for five cells.
 //! * A link's fault has no victim process: it is done to the link between the two servers, and while it lasts the victim is
 //!   killed -9 and comes back. With no victim ([`Victim::Nobody`]) the link's fault stands alone.
@@ -14,6 +14,7 @@ use anyhow::Context;
 
 use super::fault::{Fault, Way};
 use super::victim::Victim;
+use crate::cluster::readings::acked_more;
 use crate::cluster::{Cluster, Edge};
 
 /// A silent link is noticed after 10 s; so it is away for longer.
@@ -29,6 +30,8 @@ const SLOW: Duration = Duration::from_secs(20);
 const STOPPED: Duration = Duration::from_secs(15);
 /// What is not started again by itself stays away for so long.
 const AWAY: Duration = Duration::from_secs(3);
+/// Wait on a node whose power fails.
+const WAITING_READINGS: usize = 200;
 
 /// A fault and its victim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,7 +101,12 @@ impl Pair {
             Fault::Kill => self.victim.kill(cluster, edge).await,
             Fault::PowerLoss => match self.victim.is_of_the_hub() {
                 true => cluster.hub().power_cut().await,
-                false => edge.power_cut().await,
+                false => {
+                    // Without the link, messages wait on the node: what its disk loses is nowhere else.
+                    edge.cut()?;
+                    acked_more(edge, WAITING_READINGS).await?;
+                    edge.power_cut().await
+                }
             },
         }
     }
@@ -133,7 +141,10 @@ impl Pair {
             }
             Fault::PowerLoss => match self.victim.is_of_the_hub() {
                 true => cluster.hub().start().await,
-                false => edge.start().await,
+                false => {
+                    edge.start().await?;
+                    edge.heal()
+                }
             },
         }
     }
