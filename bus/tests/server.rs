@@ -668,7 +668,7 @@ async fn a_watch_goes_on_as_soon_as_its_server_is_back() {
     let login = Login::Password { user: user.name.clone(), password: user.password.clone() };
     let (url, domain) = (edge.url(), subject::domain_edge(&node("n1")));
     let bus =
-        dial(&url, None, login, "judge", "_INBOX.judge".into(), Account::Control, &domain).await.unwrap();
+        dial(url, None, login, "judge", "_INBOX.judge".into(), Account::Control, &domain).await.unwrap();
     let js = jetstream::with_domain(bus.client().clone(), &domain);
     js.create_key_value(jetstream::kv::Config { bucket: "local".into(), ..Default::default() })
         .await

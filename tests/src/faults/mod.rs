@@ -17,9 +17,10 @@ pub mod victim;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tokio::sync::watch;
 
 use crate::cluster::readings::acked_more;
-use crate::cluster::{Cluster, eventually};
+use crate::cluster::{Cluster, Edge, eventually};
 use check::{Standing, settled};
 pub use fault::Fault;
 use load::Load;
@@ -32,6 +33,8 @@ const NODE: &str = "edge-a";
 const RECOVERY_SECONDS: u64 = 60;
 /// Readings before the fault.
 const WARM_READINGS: usize = 60;
+/// Steps of the load before the fault.
+const WARM_STEPS: u64 = 3;
 
 /// What a pair showed.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +48,7 @@ pub struct Outcome {
 /// Does one pair from the first start to the last look.
 pub async fn run(pair: Pair) -> anyhow::Result<Outcome> {
     let cluster = Cluster::new(&pair.to_string()).await?;
-    let outcome = perform(&cluster, pair).await.with_context(|| format!("{pair}"));
+    let outcome = Box::pin(perform(&cluster, pair)).await.with_context(|| format!("{pair}"));
     if outcome.is_err() {
         tell(&cluster).await;
     }
@@ -82,26 +85,14 @@ async fn perform(cluster: &Cluster, pair: Pair) -> anyhow::Result<Outcome> {
     cluster.up(&[NODE]).await?;
     let standing = Standing::begin(cluster, &edge).await?;
     let load = Load::default();
-    let (ended, script) = (tokio::sync::watch::channel(false), async {
-        acked_more(&edge, WARM_READINGS).await?;
-        eventually("the load is under way", 30, async || Ok(load.steps() >= 3)).await?;
-        pair.inflict(cluster, &edge).await?;
-        let end = Instant::now();
-        pair.end(cluster, &edge).await?;
-        println!("{pair}\n  the fault is over after {:.1} s", end.elapsed().as_secs_f64());
-        check::both_ways(cluster, &edge, &load).await?;
-        anyhow::Ok(end)
-    });
-    let (stop, stopped) = ended;
-    let (done, _) = tokio::join!(
-        async {
-            let done = script.await;
-            let _ = stop.send(true);
-            done
-        },
-        load.run(cluster, stopped)
-    );
-    let end = done?;
+    let (stop, stopped) = watch::channel(false);
+    let fault = async {
+        let end = Box::pin(fault(cluster, &edge, pair, &load)).await;
+        let _ = stop.send(true); // the load may have ended
+        end
+    };
+    let (end, ()) = tokio::join!(fault, load.run(cluster, stopped));
+    let end = end?;
     settled(cluster, &edge, &load).await?;
     let recovery = end.elapsed();
     standing.still(&edge, pair.loses_the_nodes_power())?;
@@ -109,4 +100,16 @@ async fn perform(cluster: &Cluster, pair: Pair) -> anyhow::Result<Outcome> {
     check::life_goes_on(cluster, &edge).await?;
     standing.still(&edge, pair.loses_the_nodes_power())?;
     Ok(Outcome { recovery, messages })
+}
+
+/// The fault, in the midst of the load, until messages and edits go both ways again. Gives when it ended.
+async fn fault(cluster: &Cluster, edge: &Edge, pair: Pair, load: &Load) -> anyhow::Result<Instant> {
+    acked_more(edge, WARM_READINGS).await?;
+    eventually("the load is under way", RECOVERY_SECONDS, async || Ok(load.steps() >= WARM_STEPS)).await?;
+    pair.inflict(cluster, edge).await?;
+    let end = Instant::now();
+    pair.end(cluster, edge).await?;
+    println!("{pair}\n  the fault is over after {:.1} s", end.elapsed().as_secs_f64());
+    check::both_ways(cluster, edge, load).await?;
+    Ok(end)
 }
