@@ -109,6 +109,15 @@ pub async fn settled(cluster: &Cluster, edge: &Edge, load: &Load) -> anyhow::Res
         Ok(true)
     })
     .await?;
+    eventually("each start is told in an Event, once", RECOVERY_SECONDS, async || {
+        let list = cluster.kubectl_json(&["get", "events", "-A"]).await?;
+        told_once(
+            list.get("items").and_then(Value::as_array).context("events are a list")?,
+            &edge.running()?,
+        )?;
+        Ok(true)
+    })
+    .await?;
     eventually("every module runs", RECOVERY_SECONDS, async || {
         let idle: Vec<String> =
             modules(cluster).await?.into_iter().filter(|line| !line.ends_with(" Running")).collect();
@@ -138,6 +147,21 @@ fn agree(pods: &[Value], running: &[Running]) -> anyhow::Result<()> {
         anyhow::ensure!(twice.is_none(), "two containers of {} run", running.pod);
     }
     anyhow::ensure!(desired == actual, "the hub wants {desired:?}, and {actual:?} run");
+    Ok(())
+}
+
+/// Fails unless the hub has an Event for each start of each container that runs, and counted none twice.
+fn told_once(events: &[Value], running: &[Running]) -> anyhow::Result<()> {
+    for running in running {
+        let of = |event: &&Value| {
+            event.get("reason") == Some(&json!("Started"))
+                && event.pointer("/involvedObject/uid") == Some(&json!(running.uid))
+        };
+        let count = |event: &Value| event.get("count").and_then(Value::as_u64).unwrap_or(1);
+        let told: u64 = events.iter().filter(of).map(count).sum();
+        let starts = u64::from(running.attempt) + 1;
+        anyhow::ensure!(told == starts, "{} was started {starts} times, and told {told} times", running.pod);
+    }
     Ok(())
 }
 
@@ -198,6 +222,15 @@ mod tests {
             container: "main".to_owned(),
             attempt: 0,
         }
+    }
+
+    #[test]
+    fn a_start_that_is_not_told_or_told_twice_is_found() {
+        let event = |reason: &str, count: u64| json!({"reason": reason, "count": count, "involvedObject": {"uid": "a-uid"}});
+        let running = [runs("a", "1")];
+        told_once(&[event("Started", 1), event("Created", 2)], &running).unwrap();
+        assert!(told_once(&[event("Started", 2)], &running).is_err());
+        assert!(told_once(&[event("Created", 1)], &running).is_err());
     }
 
     #[test]
