@@ -221,6 +221,17 @@ impl Bus {
         &self.client
     }
 
+    /// Ends when the server was away and is back: what was asked before is not answered any more.
+    pub(crate) fn renewed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut connections = self.connections.clone();
+        connections.borrow_and_update();
+        async move {
+            if connections.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
     /// The account it is in.
     pub fn account(&self) -> Account {
         self.account
