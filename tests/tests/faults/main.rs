@@ -18,13 +18,13 @@ async fn the_hub_does_not_hear_the_node_and_its_server_falls() -> anyhow::Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_link_flaps() -> anyhow::Result<()> {
-    run("flap/link").await
+async fn the_link_flaps_and_the_nodes_server_falls() -> anyhow::Result<()> {
+    run("flap/leaf-server").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_nodes_server_is_stopped_and_goes_on() -> anyhow::Result<()> {
-    run("stop/leaf-server").await
+async fn the_hubs_process_is_stopped_and_goes_on() -> anyhow::Result<()> {
+    run("stop/hub-process").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
