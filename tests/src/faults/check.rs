@@ -70,17 +70,21 @@ fn insert(object: &mut Value, at: &str, field: &str, value: Value) -> anyhow::Re
 pub async fn both_ways(cluster: &Cluster, edge: &Edge, load: &Load) -> anyhow::Result<()> {
     let (tried, _) = load.edits();
     let start = Instant::now();
-    let note = |what: &str| println!("  {what} after {:.1} s", start.elapsed().as_secs_f64());
     eventually("an edit made after the fault is in the pod's file", RECOVERY_SECONDS, async || {
         Ok(edit_in_the_pod(edge)? > tried)
     })
     .await?;
-    note("an edit has come down");
+    note(start, "an edit has come down");
     all_arrived(cluster, edge, RECOVERY_SECONDS).await?;
-    note("messages have come up");
+    note(start, "messages have come up");
     cluster.ready(NODE, "True").await?;
-    note("the node is Ready");
+    note(start, "the node is Ready");
     Ok(())
+}
+
+/// What a run tells of its recovery.
+fn note(start: Instant, what: &str) {
+    println!("  {what} after {:.1} s", start.elapsed().as_secs_f64());
 }
 
 /// The edit that the reader's file shows.
@@ -93,6 +97,7 @@ fn edit_in_the_pod(edge: &Edge) -> anyhow::Result<u64> {
 
 /// Waits until, with no more load, desired equals actual, the hub has what it acknowledged, and every module runs.
 pub async fn settled(cluster: &Cluster, edge: &Edge, load: &Load) -> anyhow::Result<()> {
+    let start = Instant::now();
     eventually("what is desired is what runs", RECOVERY_SECONDS, async || {
         let list = cluster.kubectl_json(&["get", "pods", "-A"]).await?;
         let pods = list.get("items").and_then(Value::as_array).context("pods are a list")?;
@@ -109,6 +114,7 @@ pub async fn settled(cluster: &Cluster, edge: &Edge, load: &Load) -> anyhow::Res
         Ok(true)
     })
     .await?;
+    note(start, "with no more load, what is desired is what runs");
     eventually("each start is told in an Event, once", RECOVERY_SECONDS, async || {
         let list = cluster.kubectl_json(&["get", "events", "-A"]).await?;
         told_once(

@@ -73,7 +73,12 @@ impl Pair {
                     Way::Up => edge.cut_up()?,
                     Way::Down => edge.cut_down()?,
                 }
-                self.kill_within(cluster, edge, CUT).await
+                self.kill_within(cluster, edge, CUT).await?;
+                match self.victim {
+                    // Was it a cut? Beside a hub that falls, the hub may know it later.
+                    Victim::Nobody => cluster.ready(edge.name(), "Unknown").await,
+                    _ => Ok(()),
+                }
             }
             Fault::Flap => {
                 let flapping = async {
@@ -89,7 +94,9 @@ impl Pair {
             }
             Fault::Slow => {
                 edge.slow(SLOW_KBIT_S, SLOW_DELAY).await?;
-                self.kill_within(cluster, edge, SLOW).await
+                self.kill_within(cluster, edge, SLOW).await?;
+                anyhow::ensure!(edge.connections() >= 2, "the link does not go through the slow proxy");
+                Ok(())
             }
             Fault::Stop => {
                 let process = self.victim.process(cluster, edge).await?;
