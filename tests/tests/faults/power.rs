@@ -85,3 +85,25 @@ async fn a_power_cut_loses_what_was_not_synced_and_nothing_else() -> anyhow::Res
     );
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn power_may_fail_as_soon_as_they_serve() -> anyhow::Result<()> {
+    let cluster = Cluster::new("power-early").await?;
+    let (hub, edge) = (cluster.hub(), cluster.edge("edge-a")?);
+    hub.on_disk().await?;
+    edge.on_disk()?;
+    hub.start().await?;
+    let token = hub.token(1, 600).await?;
+    hub.power_cut().await?;
+    // The same keys, so the same kubeconfig; and the token is known.
+    hub.start().await?;
+    edge.join_with(&token).await?.ok()?;
+    edge.start().await?;
+    cluster.ready("edge-a", "True").await?;
+    edge.power_cut().await?;
+    // The token is used up: without its keys the node would be lost.
+    edge.start().await?;
+    cluster.heartbeats("edge-a", 2).await?;
+    cluster.ready("edge-a", "True").await?;
+    cluster.done().await
+}
