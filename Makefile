@@ -39,6 +39,10 @@ test-unit: ## The tests inside the crates: no root, no servers of the machine
 test-e2e: preflight setup build-all images ## The tests against real nats-server, containerd and kubectl
 	cargo test --workspace --test '*' --no-fail-fast
 
+.PHONY: faults
+faults: preflight setup images build ## Every fault on every part, under load; results into docs/reliability.md (PAIR=kill/containerd)
+	@target/debug/faults $(PAIR)
+
 .PHONY: lint fmt docs-check
 lint: ## Format, clippy, licences and sources of dependencies, shell scripts
 	cargo fmt --all --check

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
+use tokio::sync::watch;
 
 use crate::flow::{self, Flow};
 use crate::identity::Permissions;
@@ -138,6 +139,7 @@ pub async fn dial(
     account: Account,
     domain: &str,
 ) -> Result<Bus, ConnectError> {
+    let (connected, connections) = watch::channel(0_u64);
     let mut options = async_nats::ConnectOptions::new()
         .name(owner)
         .custom_inbox_prefix(inbox)
@@ -148,7 +150,13 @@ pub async fn dial(
         .client_capacity(CLIENT_COMMANDS_MAX)
         .ignore_discovered_servers()
         .reconnect_delay_callback(|attempt| Duration::from_millis((50u64 << attempt.min(5)).min(1_000)))
-        .event_callback(|event| async move { tracing::debug!(%event, "connection") });
+        .event_callback(move |event| {
+            tracing::debug!(%event, "connection");
+            if event == async_nats::Event::Connected {
+                connected.send_modify(|count| *count += 1);
+            }
+            std::future::ready(())
+        });
     if let Some(ca) = ca {
         options = options.add_root_certificates(ca).require_tls(true);
     }
@@ -173,7 +181,7 @@ pub async fn dial(
     loop {
         #[allow(clippy::disallowed_methods)] // the one place that is meant by the rule
         match async_nats::connect_with_options(url, options.clone()).await {
-            Ok(client) => return Ok(Bus::new(client, account, domain)),
+            Ok(client) => return Ok(Bus::new(client, connections, account, domain)),
             Err(source) if attempt >= CONNECT_ATTEMPTS_MAX => {
                 return Err(ConnectError::Connect { owner: owner.to_owned(), url: url.to_owned(), source });
             }
@@ -190,21 +198,38 @@ pub async fn dial(
 pub struct Bus {
     pub(crate) client: async_nats::Client,
     pub(crate) jetstream: jetstream::Context,
+    /// How often it has connected; changes when the server was away and is back.
+    pub(crate) connections: watch::Receiver<u64>,
     pub(crate) account: Account,
     pub(crate) domain: String,
 }
 
 impl Bus {
-    /// Wraps a connected client.
-    pub fn new(client: async_nats::Client, account: Account, domain: &str) -> Self {
+    fn new(
+        client: async_nats::Client,
+        connections: watch::Receiver<u64>,
+        account: Account,
+        domain: &str,
+    ) -> Self {
         let mut jetstream = jetstream::with_domain(client.clone(), domain);
         jetstream.set_timeout(REQUEST_TIMEOUT);
-        Self { client, jetstream, account, domain: domain.to_owned() }
+        Self { client, jetstream, connections, account, domain: domain.to_owned() }
     }
 
     /// The client, for what has no word of ours yet. Only binaries' tools and tests outside this crate.
     pub fn client(&self) -> &async_nats::Client {
         &self.client
+    }
+
+    /// Ends when the server was away and is back: what was asked before is not answered any more.
+    pub(crate) fn renewed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut connections = self.connections.clone();
+        connections.borrow_and_update();
+        async move {
+            if connections.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
     }
 
     /// The account it is in.

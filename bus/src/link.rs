@@ -21,8 +21,8 @@ use crate::connection::{Bus, from_nats, to_nats};
 
 /// Messages in one batch: the server takes at most 1,000.
 pub const BATCH_MESSAGES_MAX: usize = 200;
-/// How long a commit may take before it is taken for lost.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// What an answer that can't come any more is told as.
+const SERVER_RENEWED: &str = "the node's server was away";
 /// What the server says when the expected sequence does not fit: another committed first.
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
 
@@ -108,6 +108,7 @@ async fn request(
     silence: Duration,
 ) -> Result<(Vec<Pulled>, Duration), LinkError> {
     let stream = subject::bucket_stream(subject::BUCKET_DESIRED);
+    let mut renewed = std::pin::pin!(bus.renewed());
     let inbox = bus.client.new_inbox();
     let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(lost)?;
     let consumer = subject::desired_consumer(node);
@@ -116,7 +117,12 @@ async fn request(
     let mut pulled: Vec<Pulled> = Vec::new();
     let mut first = None;
     while pulled.len() < most {
-        let message = match tokio::time::timeout(silence, answers.next()).await {
+        let next = tokio::select! {
+            next = tokio::time::timeout(silence, answers.next()) => next,
+            // What came is acknowledged in vain, or not; it comes again.
+            () = &mut renewed => return Err(lost(SERVER_RENEWED)),
+        };
+        let message = match next {
             Ok(Some(message)) => message,
             // The request or its end was lost: what came is good.
             Err(_) if !pulled.is_empty() => break,
@@ -312,14 +318,17 @@ pub struct Raise {
 }
 
 /// Commits messages and the cursor in one atomic batch: all or nothing, and only if the cursor is still at
-/// `expect_revision` (0: there is none yet). Gives the cursor's new revision.
+/// `expect_revision` (0: there is none yet). Gives the cursor's new revision. An answer may take `patience`; without one
+/// the batch may have been taken or not: the cursor tells.
 pub async fn commit(
     bus: &Bus,
     messages: &[Raise],
     cursor_subject: &str,
     cursor: &[u8],
     expect_revision: u64,
+    patience: Duration,
 ) -> Result<u64, LinkError> {
+    let renewed = bus.renewed();
     let id = bus.client.new_inbox();
     let id = id.rsplit('.').next().unwrap_or(&id); // random and short: the server takes 64 bytes
     let mut errors = None;
@@ -348,10 +357,11 @@ pub async fn commit(
         .publish_with_reply_and_headers(cursor_subject.to_owned(), inbox, headers, cursor.to_vec().into())
         .await
         .map_err(lost)?;
-    let answer = match tokio::time::timeout(COMMIT_TIMEOUT, acks.next()).await {
-        Ok(Some(answer)) => answer,
-        _ => return Err(lost("the commit was not answered")),
+    let answer = tokio::select! {
+        answer = tokio::time::timeout(patience, acks.next()) => answer,
+        () = renewed => return Err(lost(SERVER_RENEWED)),
     };
+    let Ok(Some(answer)) = answer else { return Err(lost("the commit was not answered")) };
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
         return Err(lost("nobody at the hub takes the batch"));
     }

@@ -7,18 +7,23 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{Consumer, DeliverPolicy, pull};
 use async_nats::jetstream::context::PublishErrorKind;
 use bytes::Bytes;
 use futures::StreamExt;
 use schemas::object::Object;
 use schemas::subject::{self, ObjectKey, Resource};
+use tokio::time::Instant;
 
 use crate::connection::Bus;
 use crate::module::{Entry, EntryValue, Expect, WriteError};
 
 /// Tombstones of objects go after so long: a watcher that was away for longer starts over.
 pub const TOMBSTONE_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// A watch whose server was away is taken up again within this, or its caller starts over.
+const TAKE_UP_TIMEOUT: Duration = Duration::from_secs(10);
+const TAKE_UP_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a read or write failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -225,28 +230,22 @@ impl Store {
             From::After(revision) => Some(revision),
         };
         let mut current = false;
+        let mut connections = self.bus.connections.clone();
+        let mut lost_at: Option<Instant> = None;
         loop {
-            let stream = self
-                .bus
-                .jetstream
-                .get_stream(subject::bucket_stream(&self.bucket))
-                .await
-                .map_err(|error| self.fail(error))?;
-            let state = &stream.cached_info().state;
-            if let Some(revision) = after.filter(|revision| *revision > state.last_sequence) {
-                return Err(StoreError::Compacted { bucket: self.bucket.clone(), from: revision });
-            }
-            let consumer = stream
-                .create_consumer(pull::OrderedConfig {
-                    filter_subject: subject::kv(&self.bucket, filter),
-                    deliver_policy: match after {
-                        None => DeliverPolicy::LastPerSubject,
-                        Some(revision) => DeliverPolicy::ByStartSequence { start_sequence: revision + 1 },
-                    },
-                    ..pull::OrderedConfig::default()
-                })
-                .await
-                .map_err(|error| self.fail(error))?;
+            connections.borrow_and_update();
+            let consumer = match self.read_after(filter, after).await {
+                Ok(consumer) => consumer,
+                // A server that was just started again may not have its streams yet.
+                Err(StoreError::Server { cause, .. })
+                    if lost_at.is_some_and(|at| at.elapsed() < TAKE_UP_TIMEOUT) =>
+                {
+                    tracing::debug!(bucket = self.bucket, %cause, "watch is not taken up yet");
+                    tokio::time::sleep(TAKE_UP_PAUSE).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if !current && consumer.cached_info().num_pending == 0 {
                 current = true;
                 if tell.send(Seen::Current).await.is_err() {
@@ -257,6 +256,9 @@ impl Store {
             loop {
                 let next = tokio::select! {
                     next = messages.next() => next,
+                    // The consumer was the server's own and went with it; the client would only learn of that when it
+                    // misses heartbeats, 15 s later (measured).
+                    Ok(()) = connections.changed() => break,
                     () = tell.closed() => return Ok(()),
                 };
                 let message = match next {
@@ -285,8 +287,36 @@ impl Store {
                 }
             }
             // The consumer ended (server restart, lost heartbeats). A pause keeps a failing server from being hammered.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            lost_at = Some(Instant::now());
+            tokio::time::sleep(TAKE_UP_PAUSE).await;
         }
+    }
+
+    /// Opens a reader of the entries whose keys match, written after that revision; of all when there is none.
+    async fn read_after(
+        &self,
+        filter: &str,
+        after: Option<u64>,
+    ) -> Result<Consumer<pull::OrderedConfig>, StoreError> {
+        let stream = self
+            .bus
+            .jetstream
+            .get_stream(subject::bucket_stream(&self.bucket))
+            .await
+            .map_err(|error| self.fail(error))?;
+        let state = &stream.cached_info().state;
+        if let Some(revision) = after.filter(|revision| *revision > state.last_sequence) {
+            return Err(StoreError::Compacted { bucket: self.bucket.clone(), from: revision });
+        }
+        let config = pull::OrderedConfig {
+            filter_subject: subject::kv(&self.bucket, filter),
+            deliver_policy: match after {
+                None => DeliverPolicy::LastPerSubject,
+                Some(revision) => DeliverPolicy::ByStartSequence { start_sequence: revision + 1 },
+            },
+            ..pull::OrderedConfig::default()
+        };
+        stream.create_consumer(config).await.map_err(|error| self.fail(error))
     }
 }
 

@@ -12,13 +12,15 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, consumer, stream};
 use async_nats::{Client, ConnectOptions, HeaderMap};
+use bus::connection::{Login, dial};
 use bus::identity::{HubKeys, Permissions, Tls, node_permissions};
-use bus::module::Account;
+use bus::module::{Account, EntryValue, Expect};
 use bus::server::{HubConfig, HubLink, HubServer, LeafConfig, LeafServer, Phase, ServerStatus, User};
+use bus::store::{From, Seen, Store};
 use futures::StreamExt;
 use schemas::name::NodeName;
 use schemas::subject;
@@ -658,6 +660,52 @@ async fn a_server_outlives_us_and_is_adopted_and_restarted() {
     edge.stop().await.unwrap();
     assert!(try_login(&edge, &user, "x").await.is_none());
     hub.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_goes_on_as_soon_as_its_server_is_back() {
+    let ground = Ground::new("watch");
+    let edge = leaf(&ground, "n1", None).await;
+    let user = User::new("judge", Account::Control, Permissions::full());
+    edge.put_users(vec![user.clone()]).await.unwrap();
+    let login = Login::Password { user: user.name.clone(), password: user.password.clone() };
+    let (url, domain) = (edge.url(), subject::domain_edge(&node("n1")));
+    let bus =
+        dial(url, None, login, "judge", "_INBOX.judge".into(), Account::Control, &domain).await.unwrap();
+    let js = jetstream::with_domain(bus.client().clone(), &domain);
+    js.create_key_value(jetstream::kv::Config { bucket: "local".into(), ..Default::default() })
+        .await
+        .unwrap();
+    let store = Store::new(&bus, "local");
+    let (tell, mut seen) = tokio::sync::mpsc::channel(8);
+    let watching = tokio::spawn({
+        let store = store.clone();
+        async move { store.watch(">", From::All, tell).await }
+    });
+    assert_eq!(seen.recv().await, Some(Seen::Current));
+    for round in 1..=2 {
+        let pid = edge.status().borrow().pid.unwrap();
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .unwrap();
+        until(&edge, "restarted", |s| s.restarts == round && s.phase == Phase::Ready).await;
+        let written = Instant::now();
+        eventually("it can be written again", || async {
+            store.put("k", round.to_string().into(), Expect::Any).await.is_ok()
+        })
+        .await;
+        let Some(Seen::Entry(entry)) = seen.recv().await else { panic!("no entry") };
+        assert_eq!(entry.value, EntryValue::Put(round.to_string().into()));
+        // Without a look at the connection it takes the client 15 s to miss the consumer.
+        assert!(written.elapsed() < Duration::from_secs(8), "{:?}", written.elapsed());
+        while let Ok(again) = seen.try_recv() {
+            assert!(matches!(again, Seen::Entry(_)), "{again:?}");
+        }
+    }
+    watching.abort();
+    edge.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

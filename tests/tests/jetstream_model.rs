@@ -23,6 +23,8 @@ use tests::sim::random::Random;
 
 /// Programs in a plain run.
 const PROGRAMS: u64 = 25;
+/// An answer of the server on this machine.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// Steps of a program.
 const STEPS: u64 = 80;
 /// How long a pull waits for what is not there.
@@ -218,7 +220,7 @@ impl Both {
             })
             .collect();
         let value = self.step.to_string();
-        let real = link::commit(&self.bus, &messages, &cursor, value.as_bytes(), expect).await;
+        let real = link::commit(&self.bus, &messages, &cursor, value.as_bytes(), expect, PATIENCE).await;
         let mut batch: Vec<New> = messages
             .into_iter()
             .map(|raise| New { subject: raise.subject, headers: raise.headers, payload: raise.payload })
@@ -378,7 +380,7 @@ impl Both {
         let expect = self.small.get("small.cursor").map_or(0, |stored| stored.sequence);
         let raise = Raise { subject: "small.two".into(), headers: Headers::new(), payload };
         let messages = vec![raise; usize::try_from(self.random.between(1, 4)).unwrap()];
-        let real = link::commit(&self.bus, &messages, "small.cursor", b"c", expect).await;
+        let real = link::commit(&self.bus, &messages, "small.cursor", b"c", expect, PATIENCE).await;
         let mut batch: Vec<New> = messages
             .into_iter()
             .map(|raise| New { subject: raise.subject, headers: raise.headers, payload: raise.payload })

@@ -18,9 +18,9 @@ use crate::facts::{self, NodeConfig};
 
 /// A pull waits so long for the first entry.
 const PULL_WAIT: Duration = Duration::from_secs(10);
-/// An answer to a pull is waited for so long; doubled after each that did not come, up to the second.
-const PATIENCE_MIN_S: u64 = 5;
-const PATIENCE_MAX_S: u64 = 300;
+/// An answer to a pull or to a commit is waited for so long at first, and at most.
+const PULL_PATIENCE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
+const COMMIT_PATIENCE: [Duration; 2] = [Duration::from_secs(8), Duration::from_secs(120)];
 /// A read of the node's stream waits so long for something to come.
 const READ_WAIT: Duration = Duration::from_secs(5);
 /// What wakes a read may be seen before the server has stored it: look again after so long.
@@ -34,13 +34,52 @@ pub struct EdgeRim {
     boot_id: String,
     config: NodeConfig,
     server: Arc<LeafServer>,
-    pull_patience_s: AtomicU64,
+    pull_patience: Patience,
+    commit_patience: Patience,
 }
 
 impl EdgeRim {
     /// The rim of `node`, whose own server is `server`.
     pub fn new(node: NodeName, boot_id: String, config: NodeConfig, server: Arc<LeafServer>) -> Self {
-        Self { node, boot_id, config, server, pull_patience_s: AtomicU64::new(PATIENCE_MIN_S) }
+        let (pull_patience, commit_patience) = (Patience::new(PULL_PATIENCE), Patience::new(COMMIT_PATIENCE));
+        Self { node, boot_id, config, server, pull_patience, commit_patience }
+    }
+}
+
+/// How long an answer is waited for. Too long, and what a link lost that is up again holds everything up; too short, and what
+/// a slow link still carries is sent again. So it follows the link: three times what the last answer took, and twice as
+/// long after one that did not come.
+struct Patience {
+    now_ms: AtomicU64,
+    bounds: [Duration; 2],
+}
+
+impl Patience {
+    fn new(bounds: [Duration; 2]) -> Self {
+        let this = Self { now_ms: AtomicU64::new(0), bounds };
+        this.set(Duration::ZERO);
+        this
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.now_ms.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, patience: Duration) {
+        let [min, max] = self.bounds;
+        let ms = u64::try_from(patience.clamp(min, max).as_millis()).unwrap_or(u64::MAX);
+        self.now_ms.store(ms, Ordering::Relaxed);
+    }
+
+    fn answered(&self, took: Duration) {
+        self.set(took * 3);
+    }
+
+    /// After so long. An error that came at once says nothing of the link's pace.
+    fn unanswered(&self, waited: Duration) {
+        if waited >= self.now() {
+            self.set(self.now() * 2);
+        }
     }
 }
 
@@ -86,11 +125,12 @@ impl Rim<Sync> for EdgeRim {
         match act {
             Act::Pull { round, max_bytes, wait } => {
                 let wait = if wait { PULL_WAIT } else { Duration::ZERO };
-                let patience = Duration::from_secs(self.pull_patience_s.load(Ordering::Relaxed));
+                let (since, patience) = (Instant::now(), self.pull_patience.now());
                 let outcome = link::pull(&bus.control, &self.node, max_bytes, wait, patience).await;
-                // An entry that takes longer than we wait would never arrive.
-                let next = if outcome.is_ok() { PATIENCE_MIN_S } else { patience.as_secs() * 2 };
-                self.pull_patience_s.store(next.min(PATIENCE_MAX_S), Ordering::Relaxed);
+                match &outcome {
+                    Ok((_, took)) => self.pull_patience.answered(*took),
+                    Err(_) => self.pull_patience.unanswered(since.elapsed()),
+                }
                 let (outcome, took_ms) = match outcome {
                     Ok((pulled, took)) => (Ok(pulled), u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
                     Err(error) => (Err(error), 0),
@@ -128,11 +168,16 @@ impl Rim<Sync> for EdgeRim {
                 let to = subject::cursor(&self.node, lane);
                 let commit = async {
                     let value = schemas::encode(&cursor);
-                    link::commit(of(bus, lane)?, &messages, &to, &value, expect_revision).await
+                    let patience = self.commit_patience.now();
+                    link::commit(of(bus, lane)?, &messages, &to, &value, expect_revision, patience).await
                 };
                 let outcome = commit.await;
-                if let Err(error) = &outcome {
-                    tracing::debug!(lane = lane.as_str(), %error, "batch was not committed");
+                match &outcome {
+                    Ok(_) => self.commit_patience.answered(since.elapsed()),
+                    Err(error) => {
+                        self.commit_patience.unanswered(since.elapsed());
+                        tracing::debug!(lane = lane.as_str(), %error, "batch was not committed");
+                    }
                 }
                 Some(Done::Committed { lane, round, outcome, bytes, took_ms: ms(since) })
             }
@@ -171,5 +216,29 @@ impl Rim<Sync> for EdgeRim {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_follows_the_link() {
+        let seconds = Duration::from_secs;
+        let patience = Patience::new([seconds(8), seconds(120)]);
+        assert_eq!(patience.now(), seconds(8));
+        patience.unanswered(seconds(8));
+        assert_eq!(patience.now(), seconds(16));
+        patience.unanswered(seconds(1)); // refused at once
+        assert_eq!(patience.now(), seconds(16));
+        patience.answered(seconds(12));
+        assert_eq!(patience.now(), seconds(36));
+        for _ in 0..4 {
+            patience.unanswered(patience.now());
+        }
+        assert_eq!(patience.now(), seconds(120));
+        patience.answered(seconds(0));
+        assert_eq!(patience.now(), seconds(8));
     }
 }

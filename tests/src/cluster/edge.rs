@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
+use super::disk::Disk;
 use super::hub::{self, Child, Hub};
 use super::judge::{self, Running};
 use super::ledger::{Traces, unmount};
@@ -33,6 +34,7 @@ pub struct Edge {
     n: usize,
     flags: Vec<String>,
     child: Mutex<Option<Child>>,
+    disk: std::sync::Mutex<Option<Disk>>,
     proxy: std::sync::Mutex<Option<Proxy>>,
 }
 
@@ -46,6 +48,7 @@ impl Edge {
             n,
             flags,
             child: Mutex::default(),
+            disk: std::sync::Mutex::default(),
             proxy: std::sync::Mutex::default(),
         };
         let dir = this.data_dir();
@@ -146,9 +149,27 @@ impl Edge {
         hub::kill_child(self.child.lock().await.take()).await
     }
 
+    /// The node's `nats-server`, which must run.
+    pub fn leaf(&self) -> anyhow::Result<Record> {
+        self.recorded("nats", "nats-server")
+    }
+
+    /// The node's containerd, which must run.
+    pub fn containerd(&self) -> anyhow::Result<Record> {
+        self.recorded("containerd", "containerd")
+    }
+
+    fn recorded(&self, dir: &str, name: &'static str) -> anyhow::Result<Record> {
+        let files = Files { dir: self.data_dir().join(dir), name };
+        Record::find(&files).with_context(|| format!("{}: no {name} runs", self.name))
+    }
+
     /// Kills the node's `nats-server` alone; the agent, if it runs, starts it again.
     pub async fn kill9_leaf(&self) -> anyhow::Result<()> {
-        self.kill9_recorded("nats", "nats-server").await
+        let record = self.leaf()?;
+        record.signal(Signal::SIGKILL);
+        record.gone().await;
+        Ok(())
     }
 
     /// The process of the node's `nats-server`.
@@ -159,12 +180,7 @@ impl Edge {
 
     /// Kills the node's containerd alone; the agent, if it runs, starts it again.
     pub async fn kill9_containerd(&self) -> anyhow::Result<()> {
-        self.kill9_recorded("containerd", "containerd").await
-    }
-
-    async fn kill9_recorded(&self, dir: &str, name: &'static str) -> anyhow::Result<()> {
-        let files = Files { dir: self.data_dir().join(dir), name };
-        let record = Record::find(&files).with_context(|| format!("{}: no {name} runs", self.name))?;
+        let record = self.containerd()?;
         record.signal(Signal::SIGKILL);
         record.gone().await;
         Ok(())
@@ -188,11 +204,37 @@ impl Edge {
         Ok(())
     }
 
-    /// A power cut: every process of the node gone at once, containers too, with their mounts, interfaces, cgroups and
-    /// sockets. The disk is kept. Then [`Edge::start`] is the boot.
-    pub async fn reboot(&self) -> anyhow::Result<()> {
-        let child = self.child.lock().await.take();
+    /// Gives the node a disk of its own, of which [`power_cut`](Self::power_cut) keeps what was synced. Before it joins.
+    pub fn on_disk(&self) -> anyhow::Result<()> {
+        let disk = Disk::make(&self.site.disk_image(&self.name), &self.data_dir())?;
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk);
+        Ok(())
+    }
+
+    /// The power fails: as [`reboot`](Self::reboot), but of the data directory only what had reached the disk is left.
+    /// Needs [`on_disk`](Self::on_disk).
+    pub async fn power_cut(&self) -> anyhow::Result<()> {
         let traces = Traces::of(&self.data_dir());
+        // The server first: what it acknowledges it has acknowledged before the power fails.
+        self.leaf()?.signal(Signal::SIGSTOP);
+        Which { mark: &self.site.mark(&self.name), dir: &self.data_dir() }.stop();
+        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut disk = disk.with_context(|| format!("{} has no disk of its own", self.name))?;
+        disk.cut()?;
+        self.lose_processes(traces).await?;
+        disk.reopen()?;
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk);
+        Ok(())
+    }
+
+    /// Every process of the node is gone at once, containers too, with their mounts, interfaces, cgroups and sockets. The
+    /// disk is kept, with what was not yet synced. Then [`Edge::start`] is the boot.
+    pub async fn reboot(&self) -> anyhow::Result<()> {
+        self.lose_processes(Traces::of(&self.data_dir())).await
+    }
+
+    async fn lose_processes(&self, traces: Traces) -> anyhow::Result<()> {
+        let child = self.child.lock().await.take();
         Which { mark: &self.site.mark(&self.name), dir: &self.data_dir() }.kill9()?;
         hub::reap(child).await?;
         unmount(&self.data_dir())?;
@@ -205,10 +247,19 @@ impl Edge {
         self.set("cut", true)
     }
 
-    /// Ends [`cut`](Self::cut) and [`polite_cut`](Self::polite_cut).
+    /// Drops every packet from the node to the hub, in silence; the other way is open.
+    pub fn cut_up(&self) -> anyhow::Result<()> {
+        self.set("cut_up", true)
+    }
+
+    /// Drops every packet from the hub to the node, in silence; the other way is open.
+    pub fn cut_down(&self) -> anyhow::Result<()> {
+        self.set("cut_down", true)
+    }
+
+    /// Ends [`cut`](Self::cut), the one-way cuts and [`polite_cut`](Self::polite_cut).
     pub fn heal(&self) -> anyhow::Result<()> {
-        self.set("cut", false)?;
-        self.set("broken", false)
+        ["cut", "cut_up", "cut_down", "broken"].iter().try_for_each(|set| self.set(set, false))
     }
 
     /// Answers everything between the node and the hub with a TCP reset, so that both sides know at once.
@@ -223,12 +274,19 @@ impl Edge {
     /// Lets the node's link carry so many kbit/s each way, by a proxy of ours; 0 is no bound. Connections are made anew
     /// when the proxy comes into their way at the first call; later calls change the pace alone.
     pub async fn throttle(&self, kbit_s: u64) -> anyhow::Result<()> {
+        self.slow(kbit_s, Duration::ZERO).await
+    }
+
+    /// As [`throttle`](Self::throttle), and every byte is on its way for `delay`, each way.
+    pub async fn slow(&self, kbit_s: u64, delay: Duration) -> anyhow::Result<()> {
         if let Some(proxy) = self.proxy.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             proxy.pace(kbit_s);
+            proxy.delay(delay);
             return Ok(());
         }
         let hub = (self.site.hub_address(), self.site.ports.leaf).into();
         let proxy = Proxy::start(hub, kbit_s).await?;
+        proxy.delay(delay);
         network::divert(&self.site, &self.namespace(), Some(proxy.port()))?;
         *self.proxy.lock().unwrap_or_else(PoisonError::into_inner) = Some(proxy);
         self.polite_cut()?;

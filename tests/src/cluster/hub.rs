@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use bus::server::child::{Files, Record};
 use nix::sys::signal::Signal;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
+use super::disk::Disk;
 use super::eventually::eventually;
 use super::judge;
 use super::process::{Which, signal};
@@ -24,6 +26,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Hub {
     site: Arc<Site>,
     child: Mutex<Option<Child>>,
+    disk: Mutex<Option<Disk>>,
 }
 
 /// A child of ours, known by its pid until it was waited for.
@@ -31,7 +34,7 @@ pub(super) type Child = tokio::process::Child;
 
 impl Hub {
     pub(super) fn new(site: Arc<Site>) -> Self {
-        Self { site, child: Mutex::default() }
+        Self { site, child: Mutex::default(), disk: Mutex::default() }
     }
 
     /// Its data directory: keys, objects and streams.
@@ -79,6 +82,45 @@ impl Hub {
         let child = self.child.lock().await.take();
         Which { mark: &self.site.mark("hub"), dir: &self.data_dir() }.kill9()?;
         reap(child).await
+    }
+
+    /// Gives the hub a disk of its own, of which [`power_cut`](Self::power_cut) keeps what was synced. Before its first
+    /// start.
+    pub async fn on_disk(&self) -> anyhow::Result<()> {
+        *self.disk.lock().await = Some(Disk::make(&self.site.disk_image("hub"), &self.data_dir())?);
+        Ok(())
+    }
+
+    /// The power fails: every process of the hub gone, and of its data directory only what had reached the disk is left.
+    /// Needs [`on_disk`](Self::on_disk).
+    pub async fn power_cut(&self) -> anyhow::Result<()> {
+        let mut disk = self.disk.lock().await;
+        let disk = disk.as_mut().context("the hub has no disk of its own")?;
+        // The server first: what it acknowledges it has acknowledged before the power fails.
+        self.server()?.signal(Signal::SIGSTOP);
+        Which { mark: &self.site.mark("hub"), dir: &self.data_dir() }.stop();
+        disk.cut()?;
+        self.kill9().await?;
+        disk.reopen()
+    }
+
+    /// Its `nats-server`, which must run.
+    pub fn server(&self) -> anyhow::Result<Record> {
+        let files = Files { dir: self.data_dir().join("nats"), name: "nats-server" };
+        Record::find(&files).context("the hub has no nats-server that runs")
+    }
+
+    /// Kills its `nats-server` alone; the hub's process, if it runs, starts it again.
+    pub async fn kill9_server(&self) -> anyhow::Result<()> {
+        let record = self.server()?;
+        record.signal(Signal::SIGKILL);
+        record.gone().await;
+        Ok(())
+    }
+
+    /// The pid of the hub's process, while it is started.
+    pub async fn pid(&self) -> Option<u32> {
+        self.child.lock().await.as_ref().and_then(Child::id)
     }
 
     /// Kills only the process of the hub; its server runs on, and is adopted at the next start.

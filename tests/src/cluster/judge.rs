@@ -18,6 +18,8 @@ use super::{Cluster, command, programs};
 
 /// One call of kubectl may take so long.
 const KUBECTL_TIMEOUT: Duration = Duration::from_secs(90);
+/// One call of edgewire may take so long.
+const EDGEWIRE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Reading a stream waits so long for its next message.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(15);
 /// Heartbeats are waited for so long.
@@ -180,6 +182,13 @@ impl Cluster {
     /// The output of `kubectl`; its failure is an error.
     pub async fn kubectl_ok(&self, args: &[&str]) -> anyhow::Result<String> {
         self.kubectl(args).await?.ok()
+    }
+
+    /// The output of `edgewire` at the hub; its failure is an error.
+    pub async fn edgewire_ok(&self, args: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(programs::ours("edgewire"));
+        command.args(args).arg("--kubeconfig").arg(&self.site().kubeconfig);
+        run(command, "", EDGEWIRE_TIMEOUT).await?.ok()
     }
 
     /// `kubectl … -o json`.

@@ -3,7 +3,7 @@
 //!
 //! Everything is named by the cluster's id, so the ledger holds the id, the directories, and who made it (pid, start
 //! time, boot): the rest follows. Removing goes from what is alive to what lies about: processes, mounts, shims' sockets,
-//! cgroups, interfaces, nft table, files. What is gone already is fine, and removing twice is.
+//! cgroups, interfaces, nft table, disks, files. What is gone already is fine, and removing twice is.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -15,6 +15,7 @@ use nix::mount::{MntFlags, umount2};
 use serde::{Deserialize, Serialize};
 
 use super::command;
+use super::disk;
 use super::process::Which;
 use super::site::Site;
 
@@ -97,6 +98,7 @@ impl Ledger {
             }
         };
         note(unmount(&self.dir));
+        note(disk::detach(&self.dir));
         traces.remove();
         for link in links(&self.bridge) {
             let _ = command("ip", &["link", "delete", "dev", &link]); // a veth goes with its namespace, perhaps just now

@@ -19,19 +19,23 @@
 //!
 //! * [`site`] names, addresses and directories; [`ledger`] what was made, so that all of it can be removed later, also
 //!   by another process; [`process`] finding and killing exactly what belongs to a site; [`network`] bridge and cuts
-//! * [`hub`], [`edge`] the parts; [`proxy`] the slow link; [`judge`] outside views: `kubectl`, `ctr`, raw streams
+//! * [`hub`], [`edge`] the parts; [`proxy`] the slow link; [`disk`] the power cut; [`pods`], [`readings`] what runs
+//! * [`judge`] outside views: `kubectl`, `ctr`, raw streams
 //!
 //! Everything is removed on drop. What a killed test left is removed by the next [`Cluster::new`].
 
+pub mod disk;
 pub mod edge;
 pub mod eventually;
 pub mod hub;
 pub mod judge;
 pub mod ledger;
 pub mod network;
+pub mod pods;
 pub mod process;
 pub mod programs;
 pub mod proxy;
+pub mod readings;
 pub mod site;
 
 use std::collections::BTreeMap;

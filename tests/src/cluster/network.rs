@@ -1,5 +1,6 @@
 //! The cluster's network: a bridge that carries the hub's address, a namespace and a veth pair for each node, and one
-//! nft table whose sets say which node's packets are dropped (`cut`) or answered with a TCP reset (`broken`).
+//! nft table whose sets say which node's packets are dropped (`cut`; `cut_up` and `cut_down` one way) or answered with a
+//! TCP reset (`broken`).
 //!
 //! Namespaces are pinned to files in the cluster's own directory, not under `/run/netns`: `ip netns` would leave a mount
 //! there for good. The filter stands on addresses and comes before all others, so it works whatever the machine's rules.
@@ -21,16 +22,22 @@ pub fn make(site: &Site) -> anyhow::Result<()> {
         "table inet {} {{
   set cut {{ type ipv4_addr
   }}
+  set cut_up {{ type ipv4_addr
+  }}
+  set cut_down {{ type ipv4_addr
+  }}
   set broken {{ type ipv4_addr
   }}
   chain arriving {{
     type filter hook input priority -310
     ip saddr @cut drop
+    ip saddr @cut_up drop
     ip saddr @broken meta l4proto tcp reject with tcp reset
   }}
   chain leaving {{
     type filter hook output priority -310
     ip daddr @cut drop
+    ip daddr @cut_down drop
     ip daddr @broken meta l4proto tcp reject with tcp reset
   }}
 }}",

@@ -66,6 +66,13 @@ impl Which<'_> {
         }
     }
 
+    /// Stops all of them in their tracks (SIGSTOP).
+    pub fn stop(&self) {
+        for pid in self.find() {
+            signal(pid, Signal::SIGSTOP);
+        }
+    }
+
     fn look(&self, pid: i32) -> Option<Seen> {
         let proc = Path::new("/proc").join(pid.to_string());
         let stat = std::fs::read_to_string(proc.join("stat")).ok()?;

@@ -118,6 +118,11 @@ impl Site {
         self.home.as_ref().unwrap_or(&self.dir).join("ledger")
     }
 
+    /// The image of a member's own disk, where it has one.
+    pub fn disk_image(&self, member: &str) -> PathBuf {
+        self.dir.join(format!("{member}.disk"))
+    }
+
     /// The data directory of a member.
     pub fn member_dir(&self, member: &str) -> PathBuf {
         self.dir.join(member)

@@ -1,88 +1,13 @@
-//! What the subjects share: small pods, the sensor and its list, and facts to wait for.
+//! What the subjects share: facts to wait for. Small pods, the sensor and its list are `tests::cluster`'s.
 
 use std::time::Duration;
 
 use anyhow::Context;
-use bus::module::Account;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tests::cluster::judge::Running;
+pub use tests::cluster::pods::{BUSYBOX, IDLE, pod, shell};
+pub use tests::cluster::readings::{acked_more, all_arrived, sensor};
 use tests::cluster::{Cluster, Edge, Output, eventually, programs};
-
-/// The image of all small pods.
-pub const BUSYBOX: &str = "docker.io/library/busybox:demo";
-/// A container that runs until it is told to stop, and then does.
-pub const IDLE: &str = "trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done";
-
-/// A pod of one container that runs a shell line.
-pub fn pod(name: &str, node: &str, line: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
-        "spec": {"nodeName": node, "terminationGracePeriodSeconds": 2, "containers": [shell("main", line)]}})
-}
-
-/// A container that runs a shell line.
-pub fn shell(name: &str, line: &str) -> Value {
-    json!({"name": name, "image": BUSYBOX, "imagePullPolicy": "Never", "command": ["/bin/sh", "-c", line]})
-}
-
-/// The sensor in namespace `demo`, its list of acknowledged readings outside of Edgewire's keeping.
-pub fn sensor(edge: &Edge, interval_ms: u64) -> Value {
-    json!({"apiVersion": "v1", "kind": "List", "items": [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "demo"}},
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "sensor", "namespace": "demo"},
-         "spec": {"nodeName": edge.name(), "terminationGracePeriodSeconds": 5,
-            "containers": [{"name": "sensor", "image": "edgewire.local/sensor:demo", "imagePullPolicy": "Never",
-                "env": [{"name": "EDGEWIRE_NAMESPACE", "value": "demo"},
-                        {"name": "SENSOR_INTERVAL_MS", "value": interval_ms.to_string()}],
-                "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
-            "volumes": [{"name": "data",
-                "hostPath": {"path": edge.host_dir("sensor"), "type": "DirectoryOrCreate"}}]}}]})
-}
-
-/// The sensor's own list: the readings that were acknowledged to it.
-pub fn acked(edge: &Edge) -> Vec<u64> {
-    let text = std::fs::read_to_string(edge.host_dir("sensor").join("acked.log")).unwrap_or_default();
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| line.parse().expect("a line of the list is a number")).collect()
-}
-
-/// Waits until the list has grown by `more` readings.
-pub async fn acked_more(edge: &Edge, more: usize) -> anyhow::Result<()> {
-    let before = acked(edge).len();
-    let what = format!("the sensor on {} has {more} more readings acknowledged, after {before}", edge.name());
-    eventually(&what, 60, async || Ok(acked(edge).len() >= before + more)).await
-}
-
-/// Waits until the hub's stream has what the sensor's list holds now, and compares both: each reading once, in order,
-/// nothing missing.
-pub async fn all_arrived(cluster: &Cluster, edge: &Edge, timeout_seconds: u64) -> anyhow::Result<Vec<u64>> {
-    let acked = acked(edge);
-    let last = *acked.last().context("the sensor has an empty list")?;
-    let subject = format!("from.{}.demo.temp", edge.name());
-    let stream = cluster.hub_js(Account::Work).await?.get_stream("FROM").await?;
-    eventually(&format!("reading {last} is at the hub"), timeout_seconds, async || {
-        let message = stream.get_last_raw_message_by_subject(&subject).await?;
-        Ok(reading(&message.payload)? >= last)
-    })
-    .await?;
-    let stored = cluster.stored(Account::Work, "FROM", &subject).await?;
-    let received =
-        stored.iter().map(|stored| reading(&stored.payload)).collect::<anyhow::Result<Vec<u64>>>()?;
-    let expected: Vec<u64> = (1..=received.len() as u64).collect();
-    let wrong = received.iter().zip(&expected).find(|(have, want)| have != want);
-    anyhow::ensure!(
-        wrong.is_none(),
-        "of {} readings at the hub, the first wrong (have, want): {wrong:?}",
-        received.len()
-    );
-    let missing: Vec<_> = acked.iter().filter(|n| !(1..=received.len() as u64).contains(*n)).collect();
-    anyhow::ensure!(missing.is_empty(), "acknowledged to the sensor, but not at the hub: {missing:?}");
-    Ok(received)
-}
-
-fn reading(payload: &[u8]) -> anyhow::Result<u64> {
-    let value: Value = serde_json::from_slice(payload).context("a reading is JSON")?;
-    value["n"].as_u64().context("a reading has its number")
-}
 
 /// Waits until the hub says that the pod runs; gives its container as `ctr` sees it.
 pub async fn runs(cluster: &Cluster, edge: &Edge, namespace: &str, pod: &str) -> anyhow::Result<Running> {

@@ -4,6 +4,7 @@
 //! collector keeps it. How images come in: [`super::import`]. Source: OCI image-spec 1.0.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
@@ -12,7 +13,7 @@ use containerd_client::services::v1::{
     ApplyRequest, CreateRequest as CreateLease, DeleteImageRequest, DeleteRequest as DeleteLease,
     GetImageRequest, Info, InfoRequest, ListImagesRequest, ReadContentRequest, UpdateRequest,
 };
-use containerd_client::types::Descriptor;
+use containerd_client::types::{Descriptor, Mount};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tonic::Code;
@@ -333,14 +334,15 @@ impl Runtime {
         };
         let prepared =
             self.client.snapshots().prepare(self.leased(prepare, lease)).await.map_err(refused(what()))?;
-        let apply = ApplyRequest {
-            diff: Some(layer.clone()),
-            mounts: prepared.into_inner().mounts,
-            payloads: HashMap::new(),
-            sync_fs: false,
-        };
+        let mounts = prepared.into_inner().mounts;
+        let files = written_to(&mounts);
+        // containerd 2 would sync when asked to; 1.6 does not know the question.
+        let apply =
+            ApplyRequest { diff: Some(layer.clone()), mounts, payloads: HashMap::new(), sync_fs: true };
         let applied = async {
             self.client.diff().apply(self.leased(apply, lease)).await?;
+            // The commit is on disk at once. Without the files a power cut leaves a layer of empty ones for good.
+            blocking(move || sync(&files)).await?;
             let commit =
                 CommitSnapshotRequest { snapshotter, name: id.to_owned(), key, labels: HashMap::new() };
             self.client.snapshots().commit(self.leased(commit, lease)).await
@@ -358,6 +360,24 @@ impl Runtime {
         let request = StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
         let found = self.client.snapshots().stat(self.call(request)).await;
         Ok(tolerate(found, Code::NotFound, format!("look for snapshot {key}"))?.is_some())
+    }
+}
+
+/// The directory into which mounts of a snapshot write: an overlay's upper one, or the source of a bind.
+fn written_to(mounts: &[Mount]) -> PathBuf {
+    let Some(mount) = mounts.first() else { return PathBuf::new() };
+    let upper = mount.options.iter().find_map(|option| option.strip_prefix("upperdir="));
+    PathBuf::from(upper.unwrap_or(&mount.source))
+}
+
+/// Brings the file system of `dir` to disk; all of the machine's when containerd's is not ours to see.
+fn sync(dir: &Path) -> std::io::Result<()> {
+    match std::fs::File::open(dir) {
+        Ok(dir) => Ok(nix::unistd::syncfs(dir)?),
+        Err(_) => {
+            nix::unistd::sync();
+            Ok(())
+        }
     }
 }
 
@@ -388,6 +408,22 @@ pub(super) fn for_this_machine(index: &Index) -> Option<&OciDescriptor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_snapshot_writes_to_is_known() {
+        let mount = |kind: &str, source: &str, options: &[&str]| Mount {
+            r#type: kind.to_owned(),
+            source: source.to_owned(),
+            target: String::new(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        };
+        let overlay =
+            mount("overlay", "overlay", &["workdir=/s/2/work", "upperdir=/s/2/fs", "lowerdir=/s/1/fs"]);
+        assert_eq!(written_to(&[overlay]), Path::new("/s/2/fs"));
+        assert_eq!(written_to(&[mount("bind", "/s/1/fs", &["rw", "rbind"])]), Path::new("/s/1/fs"));
+        sync(Path::new("/")).unwrap();
+        sync(Path::new("/no/such/place")).unwrap();
+    }
 
     #[test]
     fn names_are_completed_as_docker_does() {
