@@ -11,7 +11,6 @@
 //! * [`store`] the typed object store over KV
 //! * [`durable`] what a module keeps on disk, and the reports it still owes
 //! * [`link`] an edge's side of the link to the hub: byte-bounded pulls, atomic batches with a cursor
-//! * [`snapshot`] a whole stream as bytes, and back
 //! * [`stream`] credit-bounded byte streams (logs, exec)
 //! * [`tool`] what a tool at a prompt needs: listen, publish, ask
 //! * [`program`] log and stop signal of the programs around a host
@@ -28,7 +27,6 @@ pub mod program;
 pub mod provision;
 pub mod runner;
 pub mod server;
-pub mod snapshot;
 pub mod store;
 pub mod stream;
 pub mod tool;

@@ -12,8 +12,10 @@
 //! * [`desired`] what a node must have, and the lineage that guards it
 //! * [`credential`] credentials of pods, nodes and tools
 //! * [`command`] what the hub asks a node to do, and the frames of a byte stream
+//! * [`backup`] the table of contents of a backup of the hub
 //! * [`quantity`] Kubernetes quantities (`100m`, `64Mi`) as numbers
 
+pub mod backup;
 pub mod command;
 pub mod credential;
 pub mod desired;

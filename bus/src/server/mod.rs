@@ -5,12 +5,14 @@
 //! configuration alone; the supervising is one [`process::Supervisor`].
 //!
 //! * [`hub`] operator mode, TLS for clients and leafs; [`leaf`] local users, two remotes
+//! * [`hold`] holding one still while its files are copied
 //! * [`users`] the leaf's users on disk
 //! * [`binary`] which `nats-server`; [`process`] the supervisor; [`child`] one process: record, signals, log;
 //!   [`store`] what it says of its store
 
 pub mod binary;
 pub mod child;
+pub mod hold;
 pub mod hub;
 pub mod leaf;
 mod process;
