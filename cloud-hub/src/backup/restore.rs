@@ -109,26 +109,33 @@ async fn unpack(
         Ok(Box::new(file.map_err(|error| named(&path, error))?))
     })?;
     let streams = store::open(staging, binary).await?;
+    let odd = difference(&manifest.streams, &streams);
     ensure!(
-        streams == manifest.streams,
+        odd.is_empty(),
         "EW-BACKUP-STORE: the streams are not those of the manifest: {}; take another backup",
-        difference(&manifest.streams, &streams)
+        odd.join("; ")
     );
     Ok(())
 }
 
-fn difference(wanted: &[StreamSummary], have: &[StreamSummary]) -> String {
-    let odd: Vec<String> = wanted
-        .iter()
-        .filter(|stream| !have.contains(stream))
-        .map(|stream| {
-            let other = have
-                .iter()
-                .find(|other| (&other.account, &other.stream) == (&stream.account, &stream.stream));
-            format!("{stream:?} is {other:?}")
+/// Streams that are not as the manifest says. Messages may have grown too old meanwhile; none may have come.
+fn difference(wanted: &[StreamSummary], have: &[StreamSummary]) -> Vec<String> {
+    let same = |a: &StreamSummary, b: &StreamSummary| (&a.account, &a.stream) == (&b.account, &b.stream);
+    let as_said = |wanted: &StreamSummary| {
+        let found = have.iter().find(|other| same(other, wanted));
+        found.is_some_and(|have| {
+            have.last_sequence == wanted.last_sequence
+                && have.messages <= wanted.messages
+                && have.first_sequence >= wanted.first_sequence
+                && have.consumers <= wanted.consumers
         })
-        .collect();
-    if odd.is_empty() { "there are more than it says".to_owned() } else { odd.join("; ") }
+    };
+    let odd = wanted.iter().filter(|wanted| !as_said(wanted)).map(|stream| {
+        let other = have.iter().find(|other| same(other, stream));
+        format!("{stream:?} is {other:?}")
+    });
+    let more = have.iter().filter(|have| !wanted.iter().any(|wanted| same(wanted, have)));
+    odd.chain(more.map(|stream| format!("{stream:?} is not in it"))).collect()
 }
 
 /// Everything is synced before it is moved, and the keys come last: without them a hub in the directory is none yet.
