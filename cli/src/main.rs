@@ -7,6 +7,7 @@
 mod api;
 mod ask;
 mod decode;
+mod diverged;
 mod duration;
 mod failure;
 mod kubeconfig;
@@ -64,7 +65,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a hub here (hands over to cloud-hub, with all arguments; try `edgewire hub --help`)
+    /// Run a hub here, back it up, restore it (hands over to cloud-hub, with all arguments; try `edgewire hub --help`)
     #[command(disable_help_flag = true)]
     Hub(PassedOn),
     /// Run this machine as an edge node (hands over to edge-runtime, with all arguments; try `edgewire edge --help`)
@@ -82,6 +83,8 @@ enum Command {
     Nodes(nodes::NodesArgs),
     /// List the modules of the hub and of every node: state, restarts, flows
     Modules(modules::ModulesArgs),
+    /// List what nodes have and the hub does not, after the hub came back older than they are
+    Diverged(diverged::DivergedArgs),
     /// Make, list and revoke the tokens with which nodes join
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -190,6 +193,7 @@ async fn perform(command: Command, screen: &mut Screen, notices: &Notices) -> Ou
         Command::Req(args) => publish::request(args, screen, notices).await,
         Command::Nodes(args) => nodes::run(args, screen).await,
         Command::Modules(args) => modules::run(args, screen, notices).await,
+        Command::Diverged(args) => diverged::run(args, screen, notices).await,
         Command::Token(command) => token::run(command, screen).await,
         Command::Completion { shell } => screen.print(&completion(&shell)).await,
         Command::Version => screen.print(concat!("edgewire ", env!("CARGO_PKG_VERSION"), "\n")).await,

@@ -119,6 +119,7 @@ impl Containers {
         }
         self.unclaimed = by_pod;
         self.tell_unclaimed(now, out);
+        self.report_anew(now, out);
     }
 
     /// Containers whose pod neither our record nor the local bucket names: somebody should look. They run on.
