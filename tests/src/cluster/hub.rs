@@ -117,7 +117,8 @@ impl Hub {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(programs::ours("edgewire"));
         command.arg("hub").args(args).arg("--data-dir").arg(self.data_dir());
-        surroundings(&mut command, &self.site, "hub");
+        // Not the hub itself: it lives on when that is killed.
+        surroundings(&mut command, &self.site, "tool");
         command.kill_on_drop(true);
         command
     }
