@@ -54,6 +54,15 @@ pub async fn run(args: BackupArgs, stop: CancellationToken) -> anyhow::Result<()
         "EW-BACKUP-EXISTS: {} is there already; choose another name, or replace it: --force",
         file.display()
     );
+    // Two at once would let the server go on under each other. The lock ends with us.
+    let locked = File::open(data_dir.join("keys/operator.nk"))
+        .and_then(|key| key.try_lock().map(|()| key).map_err(Into::into));
+    let _lock = locked.with_context(|| {
+        format!(
+            "EW-BACKUP-BUSY: another backup of {} is being made, or its keys cannot be read",
+            data_dir.display()
+        )
+    })?;
     let cannot_write = || format!("EW-BACKUP-IO: cannot write {}", file.display());
     let spool = beside(&file, ".copy");
     store::remove(&spool).await.with_context(cannot_write)?;
@@ -61,7 +70,14 @@ pub async fn run(args: BackupArgs, stop: CancellationToken) -> anyhow::Result<()
     let partial = beside(&file, ".partial");
     let made = make(&data_dir, &spool, &partial, args.nats_server, &stop).await;
     let removed = store::remove(&spool).await;
-    let manifest = made.inspect_err(|_| drop(fs::remove_file(&partial)))?;
+    let manifest = match made {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            let _ = fs::remove_file(&partial); // it may not have come so far
+            ensure!(!stop.is_cancelled(), "EW-BACKUP-STOPPED: interrupted; nothing was written");
+            return Err(error);
+        }
+    };
     removed.with_context(cannot_write)?;
     fs::rename(&partial, &file).with_context(cannot_write)?;
     let parent = file.parent().unwrap_or(Path::new("/"));

@@ -43,6 +43,7 @@ pub async fn run(args: RestoreArgs, stop: CancellationToken) -> anyhow::Result<(
     if let Err(error) = unpacked {
         // Nothing is in place yet: the directory is left as empty as it was found.
         store::remove(&staging).await.with_context(failed)?;
+        ensure!(!stop.is_cancelled(), "EW-BACKUP-STOPPED: interrupted; nothing was restored");
         return Err(error);
     }
     put_in_place(&staging, &dir).with_context(failed)?;

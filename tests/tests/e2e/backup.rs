@@ -325,11 +325,23 @@ async fn a_disturbed_backup_is_whole_or_none() -> anyhow::Result<()> {
     finish(hub.command(&["backup", &path("two")]), TIMEOUT_S).await?.ok()?;
     anyhow::ensure!(left(&dir, "two")? == [dir.join("two")], "left: {:?}", left(&dir, "two")?);
 
+    // Two at once: one waits for nobody and says so, or both are whole.
+    let (three, four) = (path("three"), path("four"));
+    let (one, other) = tokio::join!(
+        finish(hub.command(&["backup", &three]), TIMEOUT_S),
+        finish(hub.command(&["backup", &four]), TIMEOUT_S)
+    );
+    for made in [one?, other?] {
+        anyhow::ensure!(made.success || made.stderr.contains("EW-BACKUP-BUSY"), "{}", made.stderr);
+    }
+
     // What is no whole backup is refused, and the directory stays as it was.
     let whole = std::fs::read(dir.join("two"))?;
     std::fs::write(dir.join("cut"), &whole[..whole.len() / 2])?;
     std::fs::write(dir.join("foreign"), "hello")?;
     hub.stop().await?;
+    finish(hub.command(&["backup", &path("stopped")]), TIMEOUT_S).await?.ok()?;
+    finish(hub.command(&["restore", "--check", &path("stopped")]), TIMEOUT_S).await?.ok()?;
     hub.destroy().await?;
     for (name, code) in [("cut", "EW-BACKUP-TRUNCATED"), ("foreign", "EW-BACKUP-FOREIGN")] {
         let refused = finish(hub.command(&["restore", &path(name)]), TIMEOUT_S).await?;
