@@ -1,6 +1,6 @@
 //! `edgewire diverged`: what nodes have and the hub does not, after the hub came back older than they are.
 //!
-//! Each node answers for itself. Who does not answer is shown as such: it may have more.
+//! `edgewire release UID` has the node drop one of them. Each node answers for itself. Who does not answer is shown as such: it may have more.
 
 use std::time::Duration;
 
@@ -9,17 +9,18 @@ use bus::module::Account;
 use bus::tool::ToolError;
 use clap::Args;
 use futures::StreamExt;
-use schemas::desired::{Diverged, DivergedObject};
+use schemas::command::Reply;
+use schemas::desired::{Diverged, DivergedObject, Release};
 use schemas::envelope::Headers;
 use schemas::name::NodeName;
 use schemas::subject;
 use serde_json::{Value, json};
 
 use crate::ask::ask;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::nodes;
 use crate::notices::Notices;
-use crate::place::{Place, PlaceArgs};
+use crate::place::{HubArgs, Place, PlaceArgs};
 use crate::screen::Screen;
 use crate::table::{Cell, Paint, table};
 
@@ -39,6 +40,15 @@ pub struct DivergedArgs {
     json: bool,
     #[command(flatten)]
     place: PlaceArgs,
+}
+
+/// Arguments of `edgewire release`.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// UID of the object, as `edgewire diverged` shows it
+    uid: String,
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 /// One node and its answer; or why there is none.
@@ -78,6 +88,48 @@ pub async fn run(args: DivergedArgs, screen: &mut Screen, notices: &Notices) -> 
         return Ok(());
     }
     screen.print(&render(&hosts, screen.colour)).await
+}
+
+/// Has the node that holds it drop an object that the hub does not have. A pod is stopped.
+pub async fn release(args: ReleaseArgs, screen: &mut Screen) -> Outcome<()> {
+    let place = Place::find(&PlaceArgs { edge: None, hub: args.hub }).await?;
+    let bus = place.connect(Account::Control).await?;
+    let names = match &place.api {
+        Some(api) => nodes::names(api).await?,
+        None => Vec::new(),
+    };
+    let mut silent = Vec::new();
+    for node in names {
+        let Ok(name) = NodeName::new(&node) else { continue };
+        let Ok(answer) = diverged_of(&bus, &node).await else {
+            silent.push(node);
+            continue;
+        };
+        let Some(object) = answer.objects.into_iter().find(|object| object.key.uid == args.uid) else {
+            continue;
+        };
+        let shown = format!("{} {}/{} on {node}", object.key.plural, object.key.namespace, object.key.name);
+        let release = Release { node: name, key: object.key };
+        let to = subject::local("placement", "release");
+        let body = schemas::encode(&release).into();
+        let answer = ask(&bus, &to, &Headers::new(), body, ANSWER_TIMEOUT).await.map_err(|error| {
+            Failure::new("EW-NO-ANSWER", error, "does the hub run? see `edgewire modules --node hub`")
+        })?;
+        return match schemas::decode::<Reply<()>>(&answer.payload) {
+            Ok(Ok(())) => screen.print(&format!("released {shown}; the node drops it\n")).await,
+            Ok(Err(refusal)) => Err(Failure::new(
+                &refusal.code,
+                refusal.message,
+                "`edgewire diverged` shows what can be released",
+            )),
+            Err(error) => Err(Failure::new("EW-HUB-FAILED", error, "are hub and tool of the same version?")),
+        };
+    }
+    let mut cause = format!("no node says that it has an object of UID {} that the hub lacks", args.uid);
+    if !silent.is_empty() {
+        cause += &format!("; {} did not answer", silent.join(", "));
+    }
+    Err(Failure::new("EW-RELEASE-UNKNOWN", cause, "`edgewire diverged` shows what can be released"))
 }
 
 async fn diverged_of(bus: &Bus, node: &str) -> Result<Diverged, String> {

@@ -85,6 +85,8 @@ enum Command {
     Modules(modules::ModulesArgs),
     /// List what nodes have and the hub does not, after the hub came back older than they are
     Diverged(diverged::DivergedArgs),
+    /// Have a node drop an object that the hub does not have: its pod is stopped
+    Release(diverged::ReleaseArgs),
     /// Make, list and revoke the tokens with which nodes join
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -194,6 +196,7 @@ async fn perform(command: Command, screen: &mut Screen, notices: &Notices) -> Ou
         Command::Nodes(args) => nodes::run(args, screen).await,
         Command::Modules(args) => modules::run(args, screen, notices).await,
         Command::Diverged(args) => diverged::run(args, screen, notices).await,
+        Command::Release(args) => diverged::release(args, screen).await,
         Command::Token(command) => token::run(command, screen).await,
         Command::Completion { shell } => screen.print(&completion(&shell)).await,
         Command::Version => screen.print(concat!("edgewire ", env!("CARGO_PKG_VERSION"), "\n")).await,

@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::name::NodeName;
 use crate::object::Object;
 use crate::subject::DesiredKey;
 
@@ -180,6 +181,15 @@ pub struct DivergedObject {
     pub key: DesiredKey,
     /// The hub has it, in an older version; otherwise the hub does not have it.
     pub hub_has_older: bool,
+}
+
+/// A person asks the hub (`ew.local.placement.release`) to have a node drop an object that the hub does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// The node.
+    pub node: NodeName,
+    /// What it is to drop.
+    pub key: DesiredKey,
 }
 
 /// What the edge keeps of an entry, in [`crate::subject::BUCKET_LOCAL`].

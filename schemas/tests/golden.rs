@@ -14,7 +14,7 @@ use schemas::credential::{
 };
 use schemas::desired::{
     Content, Desired, Diverged, DivergedObject, Epoch, GetPage, GetRequest, Lineage, ListEntry, ListPage,
-    ListRequest, Local, Position,
+    ListRequest, Local, Position, Release,
 };
 use schemas::object::Object;
 use schemas::report::{
@@ -71,6 +71,7 @@ fn desired_state_keeps_its_form() {
     sample("GetRequest", &GetRequest { keys: vec![key()], max_bytes: 16_384 });
     let objects = vec![DivergedObject { key: key(), hub_has_older: true }];
     sample("Diverged", &Diverged { settled: true, objects, more: 1 });
+    sample("Release", &Release { node: "n1".parse().unwrap(), key: key() });
     sample("GetPage", &GetPage { entries: vec![(key(), 9, Some(desired())), (key(), 0, None)] });
 }
 

@@ -131,6 +131,17 @@ async fn a_hub_restored_behind_its_nodes_stops_nothing_and_says_so() -> anyhow::
 
     messages(&cluster, taken).await?;
     the_same(&edge, &[&sensing, &steady, &late], "at the end")?;
+
+    // A person decides: what the hub has is not released, what it does not have is.
+    let known = edgewire(&cluster, &["release", &steady.uid]).await?;
+    anyhow::ensure!(!known.success && known.stderr.contains("EW-RELEASE-"), "{}", known.stderr);
+    println!("{}", edgewire(&cluster, &["release", &late.uid]).await?.ok()?);
+    gone(&edge, "default", "late").await?;
+    eventually("hub and node agree", TIMEOUT_S, async || {
+        Ok(edgewire(&cluster, &["diverged"]).await?.stderr.contains("agree"))
+    })
+    .await?;
+    the_same(&edge, &[&sensing, &steady], "after the release")?;
     cluster.done().await
 }
 
