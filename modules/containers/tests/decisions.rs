@@ -640,6 +640,31 @@ fn config_maps_reach_running_pods_and_waiting_ones() {
     assert_eq!(world.acts(), ["start other/main/1", "start u1/main/1"], "from what is kept");
 }
 
+/// Everything the node kept is lost while the container runs, and the ConfigMap is another when it comes again.
+#[test]
+fn an_adopted_pod_gets_the_config_map_of_now() {
+    let map =
+        |text: &str| Content::Object(json!({"kind": "ConfigMap", "data": {"k": text}}).try_into().unwrap());
+    let spec = with(json!({"volumes": [{"name": "v", "configMap": {"name": "cm"}}]}));
+    for map_first in [true, false] {
+        let mut world = World::new();
+        world.entry("configmaps", "cm", "c1", 1, map("one"));
+        world.pod("u1", 2, spec.clone());
+        world.acts();
+        world.saved.clear();
+        world.boot();
+        if map_first {
+            world.entry("configmaps", "cm", "c1", 3, map("two"));
+            world.pod("u1", 2, spec.clone());
+        } else {
+            world.pod("u1", 2, spec.clone());
+            assert_eq!(world.acts(), Vec::<String>::new(), "nothing is written from what is not known");
+            world.entry("configmaps", "cm", "c1", 3, map("two"));
+        }
+        assert_eq!(world.acts(), ["volumes u1 two"], "map first: {map_first}");
+    }
+}
+
 #[test]
 fn a_config_map_that_changes_while_the_pod_starts_is_not_lost() {
     let map =

@@ -148,7 +148,15 @@ impl Up {
         let taken = match &remote {
             Some((revision, cursor)) => {
                 self.revision = *revision;
-                if !same(&cursor) {
+                // A cursor of a stream that was before this one counts nothing of it.
+                let taken = if same(&cursor) { cursor.sequence } else { 0 };
+                if let Some(known) = known.filter(|known| same(known) && known.sequence > taken) {
+                    steps.push(Step::Rewound(self.lane));
+                    steps.push(Step::Tell("CursorBehind", behind_text(self.lane, taken, known, state)));
+                    // From now on that is what the hub has: told once.
+                    let cursor = Cursor { outbox_generation: state.generation.clone(), sequence: taken };
+                    steps.push(Step::Save(self.lane, Confirmed { cursor }));
+                } else if !same(&cursor) {
                     steps.push(Step::Tell(
                         "OutboxReplaced",
                         format!(
@@ -156,15 +164,6 @@ impl Up {
                             self.lane.as_str()
                         ),
                     ));
-                }
-                let behind =
-                    |known: &&Cursor| same(known) && same(&cursor) && known.sequence > cursor.sequence;
-                if let Some(known) = known.filter(behind) {
-                    steps.push(Step::Rewound(self.lane));
-                    steps.push(Step::Tell("CursorBehind", behind_text(self.lane, cursor, known, state)));
-                    // From now on that is what the hub has: told once.
-                    let confirmed = Confirmed { cursor: cursor.clone() };
-                    steps.push(Step::Save(self.lane, confirmed));
                 }
                 Some(cursor).filter(same)
             }
@@ -279,8 +278,8 @@ impl Up {
 
 /// What became of the messages between the hub's cursor and what it had confirmed. Told, because nothing may be skipped or
 /// sent twice in silence.
-fn behind_text(lane: Lane, cursor: &Cursor, known: &Cursor, state: &StreamState) -> String {
-    let (from, to) = (cursor.sequence + 1, known.sequence);
+fn behind_text(lane: Lane, taken: u64, known: &Cursor, state: &StreamState) -> String {
+    let (from, to) = (taken + 1, known.sequence);
     let first = state.first_sequence;
     let fate = if first > to {
         format!("{from} to {to} were trimmed here and are lost with the hub's newer store")
@@ -293,7 +292,7 @@ fn behind_text(lane: Lane, cursor: &Cursor, known: &Cursor, state: &StreamState)
     format!(
         "lane {}: the hub has this node's messages up to {}, and had confirmed up to {} (was it restored?); of the lane's own, {fate}",
         lane.as_str(),
-        cursor.sequence,
+        taken,
         known.sequence
     )
 }
@@ -398,6 +397,16 @@ mod tests {
             assert!(matches!(again.as_slice(), [Step::Read(..)]), "{again:?}");
         }
         let mut up = up();
+        up.restore(Confirmed { cursor: Cursor { outbox_generation: "g".into(), sequence: 8 } });
+        up.connect();
+        let older = up.found(Some((3, cursor("f", 9))), &state("g", 1, 9));
+        assert!(
+            matches!(
+                older.as_slice(),
+                [Step::Rewound(_), Step::Tell("CursorBehind", _), Step::Save(..), Step::Read(_, 1)]
+            ),
+            "it knows only the stream before: {older:?}"
+        );
         up.restore(Confirmed { cursor: Cursor { outbox_generation: "g".into(), sequence: 8 } });
         up.connect();
         let ahead = up.found(Some((3, cursor("g", 9))), &state("g", 9, 9));

@@ -112,6 +112,7 @@ impl Containers {
                 continue;
             }
             let observed = pod.observe(&found.iter().collect::<Vec<_>>(), now);
+            self.took_over(&uid, &observed);
             if adopting {
                 self.adopted(&uid, &observed.running, now, out);
             }
