@@ -63,6 +63,9 @@ impl Sync {
         if rewound {
             self.rewound = true;
             effects.push(Effect::Save { key: REWOUND.to_owned(), value: schemas::encode(&true) });
+            // The lane may find it before a heartbeat does: what was listed is the history of the hub before.
+            self.down.disconnect();
+            self.contact(now, effects);
             // What the node is has to be said anew, too.
             self.link.hub_knows = false;
             self.announce(now, effects);
