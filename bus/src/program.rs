@@ -9,9 +9,17 @@ const FILTER_ENV: &str = "EDGEWIRE_LOG";
 
 /// Logs to standard error: for people (coloured on a terminal), or as one JSON object a line.
 pub fn logging(json: bool) {
+    install(json, "info,async_nats=warn");
+}
+
+/// The same for a command that a person types: nothing, unless [`FILTER_ENV`] asks for it.
+pub fn quiet() {
+    install(false, "off");
+}
+
+fn install(json: bool, unless_told: &str) {
     use std::io::IsTerminal;
-    let filter =
-        EnvFilter::try_from_env(FILTER_ENV).unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
+    let filter = EnvFilter::try_from_env(FILTER_ENV).unwrap_or_else(|_| EnvFilter::new(unless_told));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json {
         builder.json().init();

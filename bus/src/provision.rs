@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use futures::TryStreamExt;
+use schemas::backup::StreamSummary;
 use schemas::subject;
 
 use crate::connection::Bus;
@@ -214,12 +216,41 @@ pub async fn provision(bus: &Bus, place: Place) -> Result<(), ProvisionError> {
     Ok(())
 }
 
+/// Every stream in the account of `bus`, in the order of their names: what stands in it.
+pub async fn summaries(bus: &Bus) -> Result<Vec<StreamSummary>, ProvisionError> {
+    let failed =
+        |error: &dyn ToString| ProvisionError { stream: "(list)".to_owned(), cause: error.to_string() };
+    let mut streams = bus.jetstream.streams();
+    let mut summaries = Vec::new();
+    while let Some(info) = streams.try_next().await.map_err(|error| failed(&error))? {
+        summaries.push(StreamSummary {
+            account: bus.account.as_str().to_owned(),
+            stream: info.config.name,
+            first_sequence: info.state.first_sequence,
+            last_sequence: info.state.last_sequence,
+            messages: info.state.messages,
+            size_bytes: info.state.bytes,
+            consumers: u64::try_from(info.state.consumer_count).unwrap_or(u64::MAX),
+        });
+    }
+    summaries.sort();
+    Ok(summaries)
+}
+
+/// What [`summaries`] may do.
+pub fn permissions_to_list(domain: &str) -> crate::identity::Permissions {
+    allow(domain, &["API.STREAM.LIST"])
+}
+
 /// What provisioning itself may do, besides nothing else.
 pub fn permissions(domain: &str) -> crate::identity::Permissions {
-    let publish_allow = ["API.INFO", "API.STREAM.INFO.*", "API.STREAM.CREATE.*", "API.STREAM.UPDATE.*"]
-        .iter()
-        .flat_map(|verb| [format!("$JS.{domain}.{verb}"), format!("$JS.{verb}")])
-        .collect();
+    allow(domain, &["API.INFO", "API.STREAM.INFO.*", "API.STREAM.CREATE.*", "API.STREAM.UPDATE.*"])
+}
+
+/// The server asks for the right to the domain's subject and to its own.
+fn allow(domain: &str, verbs: &[&str]) -> crate::identity::Permissions {
+    let publish_allow =
+        verbs.iter().flat_map(|verb| [format!("$JS.{domain}.{verb}"), format!("$JS.{verb}")]).collect();
     crate::identity::Permissions { publish_allow, subscribe_allow: vec!["_INBOX.>".to_owned()] }
 }
 

@@ -9,6 +9,7 @@ mod ask;
 mod audit;
 mod check;
 mod decode;
+mod diverged;
 mod duration;
 mod failure;
 mod kubeconfig;
@@ -68,7 +69,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a hub here (hands over to cloud-hub, with all arguments; try `edgewire hub --help`)
+    /// Run a hub here, back it up, restore it (hands over to cloud-hub, with all arguments; try `edgewire hub --help`)
     #[command(disable_help_flag = true)]
     Hub(PassedOn),
     /// Run this machine as an edge node (hands over to edge-runtime, with all arguments; try `edgewire edge --help`)
@@ -91,6 +92,10 @@ enum Command {
     Node(node::NodeCommand),
     /// List the modules of the hub and of every node: state, restarts, flows
     Modules(modules::ModulesArgs),
+    /// List what nodes have and the hub does not, after the hub came back older than they are
+    Diverged(diverged::DivergedArgs),
+    /// Have a node drop an object that the hub does not have: its pod is stopped
+    Release(diverged::ReleaseArgs),
     /// Make, list and revoke the tokens with which nodes join
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -210,6 +215,8 @@ async fn perform(command: Command, screen: &mut Screen, notices: &Notices) -> Ou
         Command::Node(command) => node::run(command, screen).await,
         Command::Modules(args) => modules::run(args, screen, notices).await,
         Command::Audit(args) => audit::run(args, screen).await,
+        Command::Diverged(args) => diverged::run(args, screen, notices).await,
+        Command::Release(args) => diverged::release(args, screen).await,
         Command::Token(command) => token::run(command, screen).await,
         Command::Completion { shell } => screen.print(&completion(&shell)).await,
         Command::Version => screen.print(concat!("edgewire ", env!("CARGO_PKG_VERSION"), "\n")).await,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
 /// Where the API listens unless told.
@@ -14,12 +14,90 @@ pub const BUS_PORT: u16 = 4222;
 /// Where nodes connect unless told.
 pub const LEAF_PORT: u16 = 7422;
 
-/// Runs an Edgewire hub: the Kubernetes API, the bus, and the modules that steer the nodes.
-///
-/// The first start makes keys, certificates and a kubeconfig in the data directory. Then, on any machine with the
-/// kubeconfig: `kubectl get nodes`. To add a node: `edgewire token create`, and on the node `edgewire join TOKEN`.
+/// Runs an Edgewire hub, or backs one up and restores it.
 #[derive(Debug, Parser)]
-#[command(name = "cloud-hub", version)]
+#[command(name = "cloud-hub", version, about = ABOUT, long_about = LONG_ABOUT, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: Args,
+}
+
+/// What it does besides running a hub.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write everything the hub has (keys, objects, streams) to one file, while it runs
+    ///
+    /// Run it on the hub's machine, as the hub's own user. The hub is held still for some milliseconds; nodes and their
+    /// containers do not notice. The file holds the hub's keys: who has it can be the hub.
+    Backup(BackupArgs),
+    /// Make a hub from a backup, in an empty data directory
+    ///
+    /// The file is checked first, all of it. Nothing at the edge stops when the hub comes back older than its nodes:
+    /// `edgewire diverged` then shows what they have and the hub does not.
+    Restore(RestoreArgs),
+    /// Lets a server go on that a backup held still
+    #[command(hide = true)]
+    Guard,
+}
+
+/// Arguments of `backup`.
+#[derive(Debug, clap::Args)]
+pub struct BackupArgs {
+    /// The file to write, such as /var/backups/hub.tar.gz
+    pub file: PathBuf,
+    /// Directory of the hub [default: /var/lib/edgewire-hub]
+    #[arg(long, env = "EDGEWIRE_HUB_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Settings file of the hub (TOML), for the directory that it names
+    #[arg(long, env = "EDGEWIRE_HUB_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub force: bool,
+    /// Print the table of contents as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The nats-server with which the copy is opened and checked [default: beside this program, then PATH]
+    #[arg(long, env = "EDGEWIRE_NATS_SERVER", value_name = "FILE")]
+    pub nats_server: Option<PathBuf>,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, clap::Args)]
+pub struct RestoreArgs {
+    /// The backup
+    pub file: PathBuf,
+    /// Directory for the hub; it must be empty or not there [default: /var/lib/edgewire-hub]
+    #[arg(long, env = "EDGEWIRE_HUB_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Settings file of the hub (TOML), for the directory that it names
+    #[arg(long, env = "EDGEWIRE_HUB_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Check the file and show what is in it; change nothing
+    #[arg(long)]
+    pub check: bool,
+    /// Move what is in the directory aside first; it is not deleted
+    #[arg(long, conflicts_with = "check")]
+    pub force: bool,
+    /// Print the table of contents as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The nats-server with which the store is opened and checked [default: beside this program, then PATH]
+    #[arg(long, env = "EDGEWIRE_NATS_SERVER", value_name = "FILE")]
+    pub nats_server: Option<PathBuf>,
+}
+
+const ABOUT: &str = "Runs an Edgewire hub: the Kubernetes API, the bus, and the modules that steer the nodes";
+const LONG_ABOUT: &str = "\
+Runs an Edgewire hub: the Kubernetes API, the bus, and the modules that steer the nodes.
+
+The first start makes keys, certificates and a kubeconfig in the data directory. Then, on any machine with the kubeconfig:
+`kubectl get nodes`. To add a node: `edgewire token create`, and on the node `edgewire join TOKEN`.";
+
+/// Settings on the command line and in the environment.
+#[derive(Debug, Default, clap::Args)]
 pub struct Args {
     /// Settings file (TOML); environment and flags override it
     #[arg(long, env = "EDGEWIRE_HUB_CONFIG", value_name = "FILE")]
@@ -139,7 +217,7 @@ fn guess_addresses(listen: IpAddr) -> Vec<String> {
 }
 
 /// Programs are started in directories of their own.
-fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
+pub fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
     std::path::absolute(&path).with_context(|| format!("EW-CONFIG: {}", path.display()))
 }
 
@@ -154,14 +232,17 @@ mod tests {
         let path = dir.join("hub.toml");
         std::fs::write(&path, "data_dir = \"/a\"\nadvertise = [\"hub.example\"]\nlog_format = \"json\"\n")
             .unwrap();
-        let args = Args::parse_from(["cloud-hub", "--config", path.to_str().unwrap(), "--data-dir", "/b"]);
-        let config = Config::load(args).unwrap();
+        let args = Cli::parse_from(["cloud-hub", "--config", path.to_str().unwrap(), "--data-dir", "/b"]);
+        let config = Config::load(args.run).unwrap();
         assert_eq!(config.data_dir, PathBuf::from("/b"));
         assert_eq!(config.advertise, ["hub.example"]);
         assert!(config.log_json);
         std::fs::write(&path, "data_dirr = \"/a\"\n").unwrap();
-        let args = Args::parse_from(["cloud-hub", "--config", path.to_str().unwrap()]);
-        assert!(format!("{:#}", Config::load(args).unwrap_err()).contains("data_dirr"), "the typo is named");
+        let args = Cli::parse_from(["cloud-hub", "--config", path.to_str().unwrap()]);
+        assert!(
+            format!("{:#}", Config::load(args.run).unwrap_err()).contains("data_dirr"),
+            "the typo is named"
+        );
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -20,12 +20,13 @@ use sync::hub::{Links, LinksRim};
 use tokio_util::sync::CancellationToken;
 
 use crate::access;
+use crate::backup::restore;
 use crate::config::Config;
 
 /// How long the server may take to be ready; a large store takes a while to be read.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bound of all streams together.
-const STORE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
+pub const STORE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
 /// The modules' clock.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -40,6 +41,12 @@ fn check_free(address: SocketAddr) -> Result<(), ServerError> {
 
 /// Runs the hub until `stop`.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    // Keys made anew beside half a store would be another hub.
+    anyhow::ensure!(
+        !config.data_dir.join(restore::STAGING).exists(),
+        "EW-RESTORE-UNFINISHED: a restore into {} was interrupted; run it again: edgewire hub restore FILE --force",
+        config.data_dir.display()
+    );
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("EW-DATA-DIR: cannot make {}", config.data_dir.display()))?;
     check_free(config.api_listen)?;
@@ -87,7 +94,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 }
 
 /// Connects modules with a credential that the hub signs for each, holding what their flows declare.
-fn connector(server: &HubServer, keys: Arc<HubKeys>, tls: &Tls) -> Connector {
+pub fn connector(server: &HubServer, keys: Arc<HubKeys>, tls: &Tls) -> Connector {
     let mint: Mint = Arc::new(move |account, owner, permissions| {
         let keys = keys.clone();
         Box::pin(async move {

@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::name::NodeName;
 use crate::object::Object;
 use crate::subject::DesiredKey;
 
@@ -35,7 +36,8 @@ pub enum Content {
     Tombstone,
 }
 
-/// The history of the `desired` bucket, at key [`crate::subject::KEY_LINEAGE`].
+/// The history of the `desired` bucket, at key [`crate::subject::KEY_LINEAGE`]. At that key of a node's bucket `local`
+/// stands that of a hub which was found to have lost reports that it had confirmed: who reports, reports anew.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lineage {
     /// Random, made with the bucket.
@@ -159,6 +161,35 @@ pub struct GetRequest {
 pub struct GetPage {
     /// Key, revision and content; no content for a key that does not exist (any more).
     pub entries: Vec<(DesiredKey, u64, Option<Desired>)>,
+}
+
+/// A node's answer to `ew.cmd.<node>.sync.diverged`: what it has and the hub does not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diverged {
+    /// Does the node follow the hub just now? Otherwise the list says nothing.
+    pub settled: bool,
+    /// In the order of their keys; bounded.
+    pub objects: Vec<DivergedObject>,
+    /// So many more.
+    pub more: u64,
+}
+
+/// One object that a node has otherwise than its hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DivergedObject {
+    /// Which.
+    pub key: DesiredKey,
+    /// The hub has it, in an older version; otherwise the hub does not have it.
+    pub hub_has_older: bool,
+}
+
+/// A person asks the hub (`ew.local.placement.release`) to have a node drop an object that the hub does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// The node.
+    pub node: NodeName,
+    /// What it is to drop.
+    pub key: DesiredKey,
 }
 
 /// What the edge keeps of an entry, in [`crate::subject::BUCKET_LOCAL`].

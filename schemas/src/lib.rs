@@ -13,9 +13,11 @@
 //! * [`credential`] credentials of pods, nodes and tools
 //! * [`audit`] who did what, and who was refused what
 //! * [`command`] what the hub asks a node to do, and the frames of a byte stream
+//! * [`backup`] the table of contents of a backup of the hub
 //! * [`quantity`] Kubernetes quantities (`100m`, `64Mi`) as numbers
 
 pub mod audit;
+pub mod backup;
 pub mod command;
 pub mod credential;
 pub mod desired;

@@ -7,12 +7,14 @@ use std::fmt::Debug;
 use std::path::Path;
 
 use schemas::Timestamp;
+use schemas::backup::{FORMAT, Item, Manifest, StreamSummary};
 use schemas::command::{Frame, OpenExec, OpenLogs, Refusal, Reply};
 use schemas::credential::{
     Enroll, Enrolled, Issue, Issued, JoinToken, NewToken, NodeRecord, TokenRecord, Withdraw,
 };
 use schemas::desired::{
-    Content, Desired, Epoch, GetPage, GetRequest, Lineage, ListEntry, ListPage, ListRequest, Local, Position,
+    Content, Desired, Diverged, DivergedObject, Epoch, GetPage, GetRequest, Lineage, ListEntry, ListPage,
+    ListRequest, Local, Position, Release,
 };
 use schemas::object::Object;
 use schemas::report::{
@@ -67,6 +69,9 @@ fn desired_state_keeps_its_form() {
     sample("ListPage", &Reply::Ok(ListPage { lineage: lineage(), at_revision: 9, entries, more: true }));
     sample("ListRefused", &Reply::<ListPage>::Err(Refusal::new(409, "EW-LIST-CHANGED", "start over")));
     sample("GetRequest", &GetRequest { keys: vec![key()], max_bytes: 16_384 });
+    let objects = vec![DivergedObject { key: key(), hub_has_older: true }];
+    sample("Diverged", &Diverged { settled: true, objects, more: 1 });
+    sample("Release", &Release { node: "n1".parse().unwrap(), key: key() });
     sample("GetPage", &GetPage { entries: vec![(key(), 9, Some(desired())), (key(), 0, None)] });
 }
 
@@ -237,6 +242,39 @@ fn credentials_keep_their_form() {
             ca_pem: "p".into(),
         },
     );
+}
+
+#[test]
+fn a_backup_keeps_its_form() {
+    let manifest = Manifest {
+        format: FORMAT,
+        edgewire: "0.1.0".into(),
+        nats_server: "2.15.1".into(),
+        at: Timestamp(1_000),
+        at_text: Timestamp(1_000).rfc3339(),
+        host: "hub".into(),
+        authority_sha256: "00".into(),
+        held_ms: 12,
+        streams: vec![StreamSummary {
+            account: "WORK".into(),
+            stream: "FROM".into(),
+            first_sequence: 3,
+            last_sequence: 9,
+            messages: 5,
+            size_bytes: 1_000,
+            consumers: 1,
+        }],
+        files: vec![Item { path: "keys/operator.nk".into(), size_bytes: 58, sha256: "00".into() }],
+    };
+    // As JSON: people read it.
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/Manifest.json");
+    let text = serde_json::to_string_pretty(&manifest).unwrap();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text, golden);
+    assert_eq!(serde_json::from_str::<Manifest>(&golden).unwrap(), manifest);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::ServerError;
 /// Environment variable that names the binary.
 pub const ENV: &str = "EDGEWIRE_NATS_SERVER";
 /// The program.
-pub(super) const NAME: &str = "nats-server";
+pub const NAME: &str = "nats-server";
 const INSTALLED: &str = "/usr/lib/edgewire/nats-server";
 const LINE: &str = "2.15.";
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@
 //!
 //! * [`hub`] operator mode, TLS for clients and leafs; [`leaf`] local users, two remotes; [`look`] how the link looks,
 //!   with the kernel's counters of [`tcp`]; [`denials`] what a server refused
+//! * [`hold`] holding one still while its files are copied
 //! * [`users`] the leaf's users on disk
 //! * [`binary`] which `nats-server`; [`process`] the supervisor; [`child`] one process: record, signals, log;
 //!   [`store`] what it says of its store
@@ -13,6 +14,7 @@
 pub mod binary;
 pub mod child;
 mod denials;
+pub mod hold;
 pub mod hub;
 pub mod leaf;
 mod look;

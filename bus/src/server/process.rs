@@ -345,6 +345,8 @@ impl Task {
 
     fn adopt(&mut self, record: Record) -> Result<Running, ServerError> {
         tracing::info!(server = %self.plan.name, pid = record.pid, "adopting the running nats-server");
+        // Should a backup and its guard both have died while they held it.
+        record.signal(nix::sys::signal::Signal::SIGCONT);
         // Its users may have changed since: put ours in force when it answers.
         self.pending.push(oneshot::channel().0);
         Ok(Running { record, child: None, log_from: self.plan.files.log_length() })

@@ -2,9 +2,9 @@
 
 use bus::module::{EntryValue, Input, Message};
 use schemas::command::{OpenExec, OpenLogs};
-use schemas::desired::Local;
+use schemas::desired::{Lineage, Local};
 use schemas::name::NodeName;
-use schemas::subject::{self, DesiredKey};
+use schemas::subject::{self, DesiredKey, KEY_LINEAGE};
 
 use crate::MODULE;
 use crate::effects::Done;
@@ -16,6 +16,8 @@ pub enum Event {
     Desired(DesiredKey, Box<Local>),
     /// All that stood in the local bucket has been told.
     Current,
+    /// The hub has lost reports that it had confirmed; this is its history now.
+    Rewound(Lineage),
     /// Somebody wants to read a log.
     Logs(OpenLogs, Message),
     /// Somebody wants to run a program.
@@ -48,6 +50,16 @@ pub fn decode(node: &NodeName, input: Input<Done>) -> Result<Event, Undecodable>
         Input::Entry(entry) => match entry.value {
             EntryValue::Removed(_) => Ok(Event::Nothing),
             EntryValue::Put(payload) => {
+                if entry.key == KEY_LINEAGE {
+                    return match schemas::decode(&payload) {
+                        Ok(lineage) => Ok(Event::Rewound(lineage)),
+                        Err(error) => Err(Undecodable {
+                            subject: subject::kv(&entry.bucket, &entry.key),
+                            reason: error.to_string(),
+                            payload,
+                        }),
+                    };
+                }
                 let Some(key) = DesiredKey::parse_local(&entry.key) else { return Ok(Event::Nothing) };
                 match schemas::decode::<Local>(&payload) {
                     Ok(local) => Ok(Event::Desired(key, Box::new(local))),

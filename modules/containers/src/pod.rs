@@ -365,6 +365,7 @@ impl PodState {
                         record.phase = Phase::Running { since: newest.started_at };
                         out.changed = true;
                     }
+                    out.taken_over |= newer;
                     out.running.push(name);
                 }
                 ContainerState::Exited(_) => {
@@ -399,6 +400,8 @@ pub struct Observed {
     pub lost: Vec<String>,
     /// The record was behind.
     pub changed: bool,
+    /// Some run of which the record knew nothing: it was lost.
+    pub taken_over: bool,
 }
 
 /// Reason of a container that ended without a word.

@@ -5,6 +5,7 @@
 
 mod commands;
 mod outcome;
+mod rewound;
 mod tell;
 mod wanted;
 
@@ -21,6 +22,7 @@ use crate::input::{self, Event};
 use crate::pod::{PodState, Step};
 use crate::record::{DATA_PREFIX, DataRecord, POD_PREFIX, Phase, PodRecord};
 use crate::runtime::container::FoundContainer;
+use rewound::Rewound;
 
 /// containerd is asked for everything at least so often, whatever its events said.
 pub const RELIST_INTERVAL_MS: u64 = 30_000;
@@ -56,6 +58,7 @@ pub struct Containers {
     told_unclaimed: BTreeSet<String>,
     /// Tombstones that came before the first list.
     early_tombstones: BTreeMap<String, DesiredKey>,
+    rewound: Rewound,
 }
 
 impl Containers {
@@ -78,6 +81,7 @@ impl Containers {
             unclaimed: BTreeMap::new(),
             told_unclaimed: BTreeSet::new(),
             early_tombstones: BTreeMap::new(),
+            rewound: Rewound::default(),
         }
     }
 
@@ -101,8 +105,16 @@ impl Containers {
             Event::Current => {
                 self.current = true;
                 self.tell_unclaimed(now, out);
+                self.report_anew(now, out);
             }
-            Event::Desired(key, local) => self.desired(key, *local, now, out),
+            Event::Rewound(lineage) => {
+                self.rewound.seen(lineage);
+                self.report_anew(now, out);
+            }
+            Event::Desired(key, local) => {
+                self.rewound.note(&key, &local);
+                self.desired(key, *local, now, out);
+            }
             Event::Logs(open, message) => self.open_logs(open, &message, out),
             Event::Exec(open, message) => self.open_exec(open, &message, out),
             Event::Done(done) => self.done(done, now, out),
@@ -206,6 +218,8 @@ impl Module for Containers {
                     Ok(pod) => drop(self.pods.insert(pod.record.uid().to_owned(), pod)),
                     Err(reason) => out.push(unreadable(reason, value)),
                 }
+            } else if key == rewound::KEY {
+                self.rewound.restore(&value);
             } else if key.starts_with(DATA_PREFIX) {
                 match schemas::decode::<DataRecord>(&value) {
                     Ok(data) => {

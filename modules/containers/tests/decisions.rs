@@ -15,7 +15,7 @@ use containers::effects::{Act, Done, Listing, StartError, Started};
 use containers::runtime::container::{ContainerState, Exit, FoundContainer, container_id};
 use schemas::Timestamp;
 use schemas::command::{OpenExec, OpenLogs, Reply};
-use schemas::desired::{Content, Desired, Local};
+use schemas::desired::{Content, Desired, Lineage, Local};
 use schemas::name::NodeName;
 use schemas::object::Object;
 use schemas::report::{EventReport, PodReport};
@@ -318,6 +318,63 @@ fn a_pod_is_started_once_and_told() {
     assert_eq!(world.reports.len(), told);
 }
 
+/// A hub that came back older: what runs is said again; of what went since, that it is gone; all of it once.
+#[test]
+fn everything_is_reported_anew_to_a_hub_that_came_back_older() {
+    let rewound = |world: &mut World, epochs: &[(&str, u64)]| {
+        let mut lineage = Lineage::new("g".into());
+        epochs.iter().for_each(|(id, last)| lineage.begin((*id).into(), *last));
+        let value = EntryValue::Put(schemas::encode(&lineage));
+        world.apply(Input::Entry(Entry {
+            bucket: "local".into(),
+            key: "_lineage".into(),
+            revision: 1,
+            value,
+        }));
+    };
+    let told = |world: &mut World| -> Vec<(String, bool, Value)> {
+        let reports = std::mem::take(&mut world.reports).into_iter();
+        reports.map(|report| (report.uid, report.stopped, report.status["phase"].clone())).collect()
+    };
+    let mut world = World::new();
+    world.pod("u1", 1, one());
+    for (uid, revision) in [("u2", 2), ("u3", 3)] {
+        world.pod(uid, revision, one());
+    }
+    // One went at revision 5, one at 99.
+    world.entry("pods", "web", "u2", 5, Content::Tombstone);
+    world.tombstone("u3");
+    world.wait(1_000);
+    let sequence = world.last().sequence;
+    told(&mut world);
+    world.acts();
+    // The backup was made when the hub had written revision 9.
+    rewound(&mut world, &[("e", 0), ("later", 9)]);
+    let gone = world.last().clone();
+    assert_eq!(
+        told(&mut world),
+        [("u1".into(), false, json!("Running")), ("u3".into(), true, json!("Failed"))]
+    );
+    assert!(gone.sequence > sequence && gone.status["reason"] == "DeletedBefore", "{gone:?}");
+    assert_eq!(world.acts(), Vec::<String>::new(), "nothing is done for it");
+    rewound(&mut world, &[("e", 0), ("later", 9)]);
+    assert_eq!(told(&mut world), [], "once");
+
+    // It came while we were away, before containerd has spoken and before the tombstones are known again.
+    world.module = module();
+    let saved = world.saved.clone().into_iter().collect();
+    world.hold = true;
+    let effects = world.module.restore(saved, world.now);
+    world.carry_out(effects);
+    rewound(&mut world, &[("e", 0), ("again", 9)]);
+    world.tombstone("u3");
+    assert_eq!(told(&mut world), []);
+    world.release();
+    assert_eq!(told(&mut world), [], "not all entries are told yet");
+    world.apply(Input::Current { bucket: "local".into(), filter: ">".into() });
+    assert_eq!(told(&mut world).len(), 2);
+}
+
 #[test]
 fn nothing_is_decided_before_containerd_has_spoken() {
     let mut world = World::new();
@@ -581,6 +638,31 @@ fn config_maps_reach_running_pods_and_waiting_ones() {
     world.entry("configmaps", "cm", "c1", 10, Content::Tombstone);
     world.reboot();
     assert_eq!(world.acts(), ["start other/main/1", "start u1/main/1"], "from what is kept");
+}
+
+/// Everything the node kept is lost while the container runs, and the ConfigMap is another when it comes again.
+#[test]
+fn an_adopted_pod_gets_the_config_map_of_now() {
+    let map =
+        |text: &str| Content::Object(json!({"kind": "ConfigMap", "data": {"k": text}}).try_into().unwrap());
+    let spec = with(json!({"volumes": [{"name": "v", "configMap": {"name": "cm"}}]}));
+    for map_first in [true, false] {
+        let mut world = World::new();
+        world.entry("configmaps", "cm", "c1", 1, map("one"));
+        world.pod("u1", 2, spec.clone());
+        world.acts();
+        world.saved.clear();
+        world.boot();
+        if map_first {
+            world.entry("configmaps", "cm", "c1", 3, map("two"));
+            world.pod("u1", 2, spec.clone());
+        } else {
+            world.pod("u1", 2, spec.clone());
+            assert_eq!(world.acts(), Vec::<String>::new(), "nothing is written from what is not known");
+            world.entry("configmaps", "cm", "c1", 3, map("two"));
+        }
+        assert_eq!(world.acts(), ["volumes u1 two"], "map first: {map_first}");
+    }
 }
 
 #[test]

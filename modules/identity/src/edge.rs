@@ -30,9 +30,11 @@ pub const RENEW_AFTER_MS: u64 = 30 * 24 * 3_600_000;
 const RETRY_MS: u64 = 5_000;
 /// How long an answer is waited for.
 const TIMEOUT_MS: u64 = 4_000;
-/// The age of the keys is looked at so often, by the time that passes and not by what the clock says: one that jumps must not
-/// renew them again and again.
-const LOOK_MS: u64 = 24 * 3_600_000;
+/// What the node holds is said again so often: a hub that was restored from a backup knows older keys, and could not shut out
+/// the present ones.
+const LOOK_MS: u64 = 600_000;
+/// Keys are not renewed by themselves more often, whatever a clock that jumped says of their age.
+const RENEWALS_MS: u64 = 24 * 3_600_000;
 
 const RENEW: u64 = 1;
 const HOLDING: u64 = 2;
@@ -75,8 +77,8 @@ pub struct Membership {
     node: NodeName,
     stage: Stage,
     looked_at: Option<Timestamp>,
+    looks: u64,
     ask_at: Option<Timestamp>,
-    announced: bool,
     events: u64,
 }
 
@@ -96,7 +98,7 @@ impl Membership {
     /// The module of `node`.
     pub fn new(node: NodeName) -> Self {
         let stage = Stage::Idle;
-        Self { node, stage, looked_at: None, ask_at: None, announced: false, events: 0 }
+        Self { node, stage, looked_at: None, looks: 0, ask_at: None, events: 0 }
     }
 
     fn ask(&self, verb: &str, keys: &NodeKeys, token: u64) -> Effect<Act> {
@@ -149,13 +151,15 @@ impl Membership {
         if self.stage == Stage::Renewing {
             return Vec::new();
         }
-        if self.announced && now.since_ms(issued) > RENEW_AFTER_MS {
+        // By looks that were taken, not by the clock that the age is judged with; never at a start.
+        if self.looks % (RENEWALS_MS / LOOK_MS) == 0
+            && self.looks > 1
+            && now.since_ms(issued) > RENEW_AFTER_MS
+        {
             return self.begin();
         }
-        if !self.announced {
-            self.stage = Stage::Telling(keys);
-            self.ask_at = Some(now);
-        }
+        self.stage = Stage::Telling(keys);
+        self.ask_at = Some(now);
         Vec::new()
     }
 
@@ -163,6 +167,7 @@ impl Membership {
         let mut effects = Vec::new();
         if self.looked_at.is_none_or(|at| now.since_ms(at) >= LOOK_MS) {
             self.looked_at = Some(now);
+            self.looks += 1;
             effects.push(Effect::Act(Act::Look));
         }
         if let (Stage::Telling(keys), true) = (&self.stage, self.ask_at.is_some_and(|at| at <= now)) {
@@ -182,10 +187,9 @@ impl Membership {
                     Err(error) => self.failed(&format!("the hub's answer: {error}"), now),
                 }
             }
-            (RENEW, Ok(Err(refusal))) => self.failed(&refusal.message, now),
-            (RENEW, Err(error)) => self.failed(&error, now),
-            (HOLDING, Ok(Ok(_))) => {
-                self.announced = true;
+            (RENEW, Ok(Err(refusal))) if self.stage == Stage::Renewing => self.failed(&refusal.message, now),
+            (RENEW, Err(error)) if self.stage == Stage::Renewing => self.failed(&error, now),
+            (HOLDING, Ok(Ok(_))) if self.stage != Stage::Renewing => {
                 self.stage = Stage::Idle;
                 Vec::new()
             }
@@ -211,7 +215,6 @@ impl Module for Membership {
             Input::Done(Done::Made(Err(why)) | Done::Adopted(Err(why))) => self.failed(&why, now),
             Input::Done(Done::Adopted(Ok(()))) => {
                 self.stage = Stage::Idle;
-                self.announced = false;
                 let text = "the node has new keys; its link is made anew with them".to_owned();
                 vec![self.tell(Severity::Normal, "KeysRenewed", text, now), Effect::Act(Act::Look)]
             }
@@ -300,7 +303,7 @@ mod tests {
         assert_eq!(asks(&module.apply(Input::Tick, NOW)), None, "not at once");
         assert_eq!(asks(&module.apply(Input::Tick, NOW.plus_ms(RETRY_MS))), Some(("holding", keys("1"))));
         answer(&mut module, HOLDING, Ok(Value::Null));
-        assert_eq!(asks(&module.apply(Input::Tick, NOW.plus_ms(9 * RETRY_MS))), None);
+        assert_eq!(asks(&module.apply(Input::Tick, NOW.plus_ms(9 * RETRY_MS))), None, "until the next look");
     }
 
     #[test]
@@ -340,18 +343,31 @@ mod tests {
 
     #[test]
     fn old_keys_are_renewed_by_themselves_and_a_wrong_clock_does_it_once_a_day_at_most() {
-        let mut module = module();
-        let old = Done::Holding(Some((keys("1"), Timestamp(0))));
-        module.apply(Input::Done(old.clone()), NOW);
-        answer(&mut module, HOLDING, Ok(Value::Null));
-        let looks =
-            (0..48 * 3_600u64).filter(|s| !module.apply(Input::Tick, NOW.plus_ms(s * 1000)).is_empty());
-        assert_eq!(looks.count(), 1, "looked at once a day");
-        assert_eq!(module.apply(Input::Done(old), NOW), [Effect::Act(Act::MakeKeys)]);
-        let mut early = super::tests::module();
-        early.apply(Input::Done(Done::Holding(Some((keys("1"), NOW)))), Timestamp(0));
-        answer(&mut early, HOLDING, Ok(Value::Null));
-        assert!(early.apply(Input::Done(Done::Holding(Some((keys("1"), NOW)))), Timestamp(0)).is_empty());
+        let mut module = Membership::new(NodeName::new("n1").unwrap());
+        let (mut renewed, mut told) = (0, 0);
+        for minute in 0..3 * 24 * 60u64 {
+            let now = NOW.plus_ms(minute * 60_000);
+            for effect in module.apply(Input::Tick, now) {
+                match effect {
+                    // However new they are, this clock finds them old.
+                    Effect::Act(Act::Look) => {
+                        let held = Done::Holding(Some((keys("1"), Timestamp(0))));
+                        renewed += module.apply(Input::Done(held), now).len();
+                        module.apply(Input::Answered { token: RENEW, outcome: Err("cut".into()) }, now);
+                    }
+                    Effect::Request { .. } => {
+                        told += 1;
+                        answer(&mut module, HOLDING, Ok(Value::Null));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(renewed, 3);
+        assert!(
+            (400..=432).contains(&told),
+            "what it holds is said every ten minutes, not {told} times in three days"
+        );
     }
 
     fn command() -> bus::module::Message {

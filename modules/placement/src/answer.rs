@@ -7,6 +7,7 @@
 use schemas::command::{Refusal, Reply};
 use schemas::desired::{GetPage, GetRequest, ListEntry, ListPage, ListRequest};
 use schemas::name::NodeName;
+use schemas::subject::DesiredKey;
 
 use crate::entries::Entries;
 
@@ -25,6 +26,15 @@ pub fn not_ready() -> Refusal {
 /// The question cannot be read.
 pub fn bad_request(why: impl std::fmt::Display) -> Refusal {
     Refusal::new(400, "EW-BAD-REQUEST", format!("the request cannot be read: {why}"))
+}
+
+/// What is to be released is one of the hub's own.
+pub fn not_an_orphan(key: &DesiredKey) -> Refusal {
+    let text = format!(
+        "the hub has {} {}/{} of that UID: delete it with kubectl",
+        key.plural, key.namespace, key.name
+    );
+    Refusal::new(409, "EW-RELEASE-KNOWN", text)
 }
 
 /// One page of the list of a node's entries, tombstones too.

@@ -15,6 +15,7 @@
 //! | bucket desired `*.*.*.*.*`, `_lineage` | read; entries written |
 //! | UP `ew.in.*.state.ew.rep.containers.pod.>` | pod reports |
 //! | `ew.req.*.desired.list`, `ew.req.*.desired.get` | answered: see [`answer`] |
+//! | `ew.local.placement.release` | a person has a node drop what the hub does not have |
 //!
 //! Tombstone entries stay for ever for now: about 150 bytes for each pod that ever was. A later compaction may drop
 //! those older than every node's position.
@@ -47,9 +48,15 @@ pub fn flows() -> Vec<Flow> {
         Flow::write(BUCKET_DESIRED, DESIRED_FILTER, "Desired"),
     ];
     flows.push(Flow::respond("ew.req.*.desired.list", "ListRequest -> Reply<ListPage>"));
+    flows.push(Flow::respond(subject::local(NAME, RELEASE), "Release -> Reply<()>"));
     flows.push(Flow::respond("ew.req.*.desired.get", "GetRequest -> Reply<GetPage>"));
     flows
 }
+
+/// Name of the module.
+pub const NAME: &str = "placement";
+/// A person's wish that a node drops what the hub does not have.
+pub(crate) const RELEASE: &str = "release";
 
 /// Every entry; the lineage has one token and does not match.
 pub(crate) const DESIRED_FILTER: &str = "*.*.*.*.*";

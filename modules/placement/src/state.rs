@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bus::module::{Delivery, Effect, Entry, EntryValue, Expect, Input, Message, Module, Never, WriteError};
 use schemas::Timestamp;
 use schemas::command::{Refusal, Reply};
-use schemas::desired::{Content, Desired};
+use schemas::desired::{Content, Desired, Release};
 use schemas::name::NodeName;
 use schemas::object::Object;
 use schemas::report::PodReport;
@@ -16,7 +16,7 @@ use schemas::subject::{self, BUCKET_DESIRED, BUCKET_OBJECTS, DesiredKey, KEY_LIN
 
 use crate::entries::{Change, Entries, stamped};
 use crate::known::{Fate, Objects};
-use crate::{DESIRED_FILTER, PLURALS, answer, objects_filter, status};
+use crate::{DESIRED_FILTER, NAME, PLURALS, RELEASE, answer, objects_filter, status};
 
 /// Writes of entries that are under way at once; the rest waits its turn.
 pub const ENTRY_WRITES_MAX: usize = 512;
@@ -407,6 +407,35 @@ impl Placement {
         effects
     }
 
+    /// A person decided about an object that a node has and the hub does not: the node is told that it is gone for good.
+    fn release(&mut self, message: &Message, now: Timestamp) -> Effects {
+        let asked = if self.is_ready() { Ok(()) } else { Err(answer::not_ready()) };
+        let asked =
+            asked.and_then(|()| schemas::decode::<Release>(&message.payload).map_err(answer::bad_request));
+        let written: Reply<Option<Effect<Never>>> = asked.and_then(|Release { node, key }| {
+            let object = ObjectKey::core(&key.plural, &key.namespace, &key.name);
+            if self.objects.get(&object).is_some_and(|known| known.uid == key.uid) {
+                return Err(answer::not_an_orphan(&key));
+            }
+            let held = self.entries.get(&node, &key);
+            let revision = held.map_or(0, |held| held.revision);
+            let gone = held.and_then(|held| held.desired.as_ref());
+            let Some(lineage) =
+                self.entries.lineage().filter(|_| gone.is_none_or(|gone| gone.content != Content::Tombstone))
+            else {
+                return Ok(None);
+            };
+            // Above any version that the node can have, also of another bucket.
+            let desired = stamped(lineage, NEVER, Content::Tombstone);
+            Ok(Some(self.put_entry(&node, Change { key, revision, desired }, now)))
+        });
+        let (reply, effect) = match written {
+            Ok(effect) => (Ok(()), effect),
+            Err(refusal) => (Err(refusal), None),
+        };
+        Effect::reply::<Reply<()>>(message, &reply).into_iter().chain(effect).collect()
+    }
+
     fn message(&self, message: &Message) -> Option<Effect<Never>> {
         let (node, verb) = message.subject.strip_prefix("ew.req.")?.split_once('.')?;
         let node = NodeName::new(node).ok()?;
@@ -442,6 +471,9 @@ impl Module for Placement {
             Input::Current { bucket, filter } => {
                 self.current.insert((bucket, filter));
                 if self.is_ready() { self.everything(now) } else { Vec::new() }
+            }
+            Input::Message(message) if message.subject == subject::local(NAME, RELEASE) => {
+                self.release(&message, now)
             }
             Input::Message(message) => self.message(&message).into_iter().collect(),
             Input::Delivery(delivery) => self.report(&delivery, now),

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::desired::{
-    Content, Desired, GetPage, GetRequest, Lineage, ListPage, ListRequest, Local, Position,
+    Content, Desired, DivergedObject, GetPage, GetRequest, Lineage, ListPage, ListRequest, Local, Position,
 };
 use schemas::subject::DesiredKey;
 
@@ -280,6 +280,23 @@ impl Down {
     /// Is it following the hub, with nothing missing?
     pub fn is_settled(&self) -> bool {
         self.phase == Phase::Following && self.missing.is_empty() && self.writing.is_empty()
+    }
+
+    /// The hub's history, if it was listed since the last contact.
+    pub fn lineage(&self) -> Option<&Lineage> {
+        self.lineage.as_ref().filter(|_| self.is_following())
+    }
+
+    /// What the node has and the hub does not, in the order of the keys: objects that the hub's list lacks, and objects in
+    /// a version that is not of the hub's history.
+    pub fn diverged(&self) -> Vec<DivergedObject> {
+        let Some(lineage) = self.lineage() else { return Vec::new() };
+        let objects =
+            self.held.iter().filter(|(_, local)| matches!(local.desired.content, Content::Object(_)));
+        objects
+            .filter(|(_, local)| !lineage.contains(&local.position()))
+            .map(|(key, _)| DivergedObject { key: key.clone(), hub_has_older: !self.orphans.contains(key) })
+            .collect()
     }
 
     /// Is it past the list?

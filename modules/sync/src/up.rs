@@ -74,6 +74,8 @@ pub enum Step {
     Dead(Stored, String),
     /// Tell people.
     Tell(&'static str, String),
+    /// The hub has less than it had confirmed: it is an older one.
+    Rewound(Lane),
     /// Begin again after a pause.
     Pause(Lane),
 }
@@ -146,7 +148,15 @@ impl Up {
         let taken = match &remote {
             Some((revision, cursor)) => {
                 self.revision = *revision;
-                if !same(&cursor) {
+                // A cursor of a stream that was before this one counts nothing of it.
+                let taken = if same(&cursor) { cursor.sequence } else { 0 };
+                if let Some(known) = known.filter(|known| same(known) && known.sequence > taken) {
+                    steps.push(Step::Rewound(self.lane));
+                    steps.push(Step::Tell("CursorBehind", behind_text(self.lane, taken, known, state)));
+                    // From now on that is what the hub has: told once.
+                    let cursor = Cursor { outbox_generation: state.generation.clone(), sequence: taken };
+                    steps.push(Step::Save(self.lane, Confirmed { cursor }));
+                } else if !same(&cursor) {
                     steps.push(Step::Tell(
                         "OutboxReplaced",
                         format!(
@@ -161,6 +171,7 @@ impl Up {
                 self.revision = 0;
                 if let Some(known) = known {
                     // A missing cursor is never zero: what the node itself knows to be taken is not sent again.
+                    steps.push(Step::Rewound(self.lane));
                     steps.push(Step::Tell(
                         "CursorMissing",
                         format!(
@@ -174,6 +185,9 @@ impl Up {
             }
         };
         self.next = taken.map_or(before_first, |cursor| cursor.sequence).max(before_first) + 1;
+        if let Some(Step::Save(_, confirmed)) = steps.last() {
+            self.confirmed = Some(confirmed.clone());
+        }
         steps.push(self.read());
         steps
     }
@@ -262,6 +276,27 @@ impl Up {
     }
 }
 
+/// What became of the messages between the hub's cursor and what it had confirmed. Told, because nothing may be skipped or
+/// sent twice in silence.
+fn behind_text(lane: Lane, taken: u64, known: &Cursor, state: &StreamState) -> String {
+    let (from, to) = (taken + 1, known.sequence);
+    let first = state.first_sequence;
+    let fate = if first > to {
+        format!("{from} to {to} were trimmed here and are lost with the hub's newer store")
+    } else if first > from {
+        let last_lost = first - 1;
+        format!("{from} to {last_lost} were trimmed here and are lost, {first} to {to} are sent again")
+    } else {
+        format!("{from} to {to} are sent again")
+    };
+    format!(
+        "lane {}: the hub has this node's messages up to {}, and had confirmed up to {} (was it restored?); of the lane's own, {fate}",
+        lane.as_str(),
+        taken,
+        known.sequence
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,6 +368,49 @@ mod tests {
             }
             assert_eq!(reads_from(&mut up, remote, state), from, "{name}");
         }
+    }
+
+    #[test]
+    fn a_hub_that_has_less_than_it_confirmed_is_told_once() {
+        for (first, says) in [
+            (1, "6 to 8 are sent again"),
+            (7, "6 to 6 were trimmed here and are lost, 7 to 8 are sent again"),
+            (9, "6 to 8 were trimmed here and are lost with"),
+        ] {
+            let mut up = up();
+            up.restore(Confirmed { cursor: Cursor { outbox_generation: "g".into(), sequence: 8 } });
+            up.connect();
+            let steps = up.found(Some((3, cursor("g", 5))), &state("g", first, 9));
+            let [
+                Step::Rewound(_),
+                Step::Tell("CursorBehind", text),
+                Step::Save(_, saved),
+                Step::Read(_, next),
+            ] = steps.as_slice()
+            else {
+                panic!("{steps:?}")
+            };
+            assert!(text.contains(says), "{text}");
+            assert_eq!((saved.cursor.sequence, *next), (5, first.max(6)));
+            up.connect();
+            let again = up.found(Some((3, cursor("g", 5))), &state("g", first, 9));
+            assert!(matches!(again.as_slice(), [Step::Read(..)]), "{again:?}");
+        }
+        let mut up = up();
+        up.restore(Confirmed { cursor: Cursor { outbox_generation: "g".into(), sequence: 8 } });
+        up.connect();
+        let older = up.found(Some((3, cursor("f", 9))), &state("g", 1, 9));
+        assert!(
+            matches!(
+                older.as_slice(),
+                [Step::Rewound(_), Step::Tell("CursorBehind", _), Step::Save(..), Step::Read(_, 1)]
+            ),
+            "it knows only the stream before: {older:?}"
+        );
+        up.restore(Confirmed { cursor: Cursor { outbox_generation: "g".into(), sequence: 8 } });
+        up.connect();
+        let ahead = up.found(Some((3, cursor("g", 9))), &state("g", 9, 9));
+        assert!(matches!(ahead.as_slice(), [Step::Read(..)]), "an answer was lost: {ahead:?}");
     }
 
     #[test]

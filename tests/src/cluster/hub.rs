@@ -148,6 +148,23 @@ impl Hub {
         std::fs::remove_dir_all(&store).with_context(|| format!("cannot remove {}", store.display()))
     }
 
+    /// Loses all that the hub has, keys too: what `edgewire hub restore` is for. The hub must be stopped or killed.
+    pub async fn destroy(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.child.lock().await.is_none(), "stop the hub first");
+        let dir = self.data_dir();
+        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
+    }
+
+    /// `edgewire hub` with these arguments, on this hub's directory: `backup` and `restore`.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(programs::ours("edgewire"));
+        command.arg("hub").args(args).arg("--data-dir").arg(self.data_dir());
+        // Not the hub itself: it lives on when that is killed.
+        surroundings(&mut command, &self.site, "tool");
+        command.kill_on_drop(true);
+        command
+    }
+
     /// A join token that may be used `uses` times, for `ttl_s` seconds.
     pub async fn token(&self, uses: u32, ttl_s: u64) -> anyhow::Result<String> {
         let body = serde_json::json!({"uses": uses, "ttl_s": ttl_s}).to_string();

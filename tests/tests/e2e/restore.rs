@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tests::cluster::Cluster;
 
-use crate::support::{IDLE, events, gone, pod, runs, the_same, told};
+use crate::support::{IDLE, edgewire, events, gone, pod, runs, the_same, told};
 
 /// Nothing may stop; so we look for a while after everything is known again.
 const WATCH: Duration = Duration::from_secs(5);
@@ -56,5 +56,10 @@ async fn a_hub_restored_empty_or_old_stops_nothing() -> anyhow::Result<()> {
     cluster.kubectl_ok(&["delete", "pod", "new"]).await?;
     gone(&edge, "default", "new").await?;
     the_same(&edge, &[&early, &late], "beside a new pod")?;
+
+    // A person decides about one of them.
+    edgewire(&cluster, &["release", &late.uid]).await?.ok()?;
+    gone(&edge, "default", "late").await?;
+    the_same(&edge, &[&early], "after the other was released")?;
     cluster.done().await
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::Value;
 use tests::cluster::judge::Running;
 pub use tests::cluster::pods::{BUSYBOX, IDLE, pod, shell};
-pub use tests::cluster::readings::{acked_more, all_arrived, sensor};
+pub use tests::cluster::readings::{acked, acked_more, all_arrived, sensor};
 use tests::cluster::{Cluster, Edge, Output, eventually, programs};
 
 /// Waits until the hub says that the pod runs; gives its container as `ctr` sees it.

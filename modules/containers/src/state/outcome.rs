@@ -112,6 +112,7 @@ impl Containers {
                 continue;
             }
             let observed = pod.observe(&found.iter().collect::<Vec<_>>(), now);
+            self.took_over(&uid, &observed);
             if adopting {
                 self.adopted(&uid, &observed.running, now, out);
             }
@@ -119,6 +120,7 @@ impl Containers {
         }
         self.unclaimed = by_pod;
         self.tell_unclaimed(now, out);
+        self.report_anew(now, out);
     }
 
     /// Containers whose pod neither our record nor the local bucket names: somebody should look. They run on.

@@ -10,7 +10,7 @@ use schemas::report::Severity;
 use schemas::subject::{self, DesiredKey};
 
 use super::{Containers, Effects};
-use crate::pod::PodState;
+use crate::pod::{Observed, PodState};
 use crate::record::{DATA_PREFIX, DataRecord, Origin, Phase, PodRecord, Removal};
 use crate::referenced::{CONFIG_MAPS, Data, Referenced, SECRETS, data_of};
 
@@ -91,8 +91,23 @@ impl Containers {
     pub(super) fn claim(&mut self, uid: &str, now: Timestamp, out: &mut Effects) {
         let Some(found) = self.unclaimed.remove(uid) else { return };
         let Some(pod) = self.pods.get_mut(uid) else { return };
-        let running = pod.observe(&found.iter().collect::<Vec<_>>(), now).running;
-        self.adopted(uid, &running, now, out);
+        let observed = pod.observe(&found.iter().collect::<Vec<_>>(), now);
+        self.took_over(uid, &observed);
+        self.adopted(uid, &observed.running, now, out);
+    }
+
+    /// Of a pod whose record was lost nobody knows which version its files are of: they are written again, if all of them
+    /// are known here. What is not is written when it comes.
+    pub(super) fn took_over(&mut self, uid: &str, observed: &Observed) {
+        let Some(pod) = self.pods.get_mut(uid).filter(|_| observed.taken_over) else { return };
+        let namespace = pod.record.object.namespace();
+        let known = |plural: &str, names: &BTreeSet<String>| {
+            let at = |name: &String| (plural.to_owned(), namespace.to_owned(), name.clone());
+            names.iter().all(|name| self.data.contains_key(&at(name)))
+        };
+        let any = !pod.names.config_maps.is_empty() || !pod.names.secrets.is_empty();
+        pod.volumes_behind |=
+            any && known(CONFIG_MAPS, &pod.names.config_maps) && known(SECRETS, &pod.names.secrets);
     }
 
     pub(super) fn adopted(&self, uid: &str, running: &[String], now: Timestamp, out: &mut Effects) {

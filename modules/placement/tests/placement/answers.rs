@@ -1,6 +1,6 @@
 //! A node's questions.
 
-use schemas::desired::{GetPage, GetRequest, ListPage, ListRequest};
+use schemas::desired::{Content, GetPage, GetRequest, ListPage, ListRequest, Release};
 use schemas::subject::DesiredKey;
 use serde_json::json;
 
@@ -105,8 +105,29 @@ fn the_flows_are_those_of_the_table() {
             "=.secrets.*.*",
             "_lineage",
             "ew.in.*.state.ew.rep.containers.pod.>",
+            "ew.local.placement.release",
             "ew.req.*.desired.get",
             "ew.req.*.desired.list"
         ]
     );
+}
+
+#[test]
+fn only_what_the_hub_does_not_have_is_released() {
+    let mut world = filled();
+    let release = |world: &mut World, name: &str, uid: &str| {
+        let release = Release { node: "n1".parse().unwrap(), key: key("pods", name, uid) };
+        world.ask_at::<()>("ew.local.placement.release".into(), schemas::encode(&release))
+    };
+    let known = release(&mut world, "p01", "1").unwrap_err();
+    assert_eq!((known.code.as_str(), known.status), ("EW-RELEASE-KNOWN", 409));
+    // Of another UID under a name that the hub has; and of a name that it does not have.
+    for (name, uid) in [("p01", "old"), ("late", "u")] {
+        release(&mut world, name, uid).unwrap();
+        world.settle();
+        assert_eq!(world.held("n1", "pods", name, uid).unwrap().content, Content::Tombstone);
+        let writes = world.writes;
+        release(&mut world, name, uid).unwrap();
+        assert_eq!(world.writes, writes, "said once");
+    }
 }

@@ -253,9 +253,17 @@ impl World {
         verb: &str,
         payload: Vec<u8>,
     ) -> schemas::command::Reply<T> {
+        self.ask_at(format!("ew.req.{node}.{verb}"), payload)
+    }
+
+    pub fn ask_at<T: serde::de::DeserializeOwned>(
+        &mut self,
+        subject: String,
+        payload: Vec<u8>,
+    ) -> schemas::command::Reply<T> {
         self.apply(Input::Message(Message {
             account: Account::Control,
-            subject: format!("ew.req.{node}.{verb}"),
+            subject,
             headers: Default::default(),
             payload,
             reply: Some("_INBOX.r".into()),

@@ -8,7 +8,7 @@ use schemas::name::NodeName;
 use schemas::report::NodeReport;
 use schemas::subject::{self, Lane};
 
-use super::NAME;
+use super::{DIVERGED, NAME};
 use crate::up::Cursor;
 
 /// What only the rim can do.
@@ -147,6 +147,7 @@ pub fn flows(node: &NodeName) -> Vec<Flow> {
         Flow::request(subject::heartbeat(node), "Heartbeat -> HeartbeatAck"),
         Flow::request(subject::request(node, "desired.list"), "ListRequest -> ListPage"),
         Flow::request(subject::request(node, "desired.get"), "GetRequest -> GetPage"),
+        Flow::respond(subject::command(node, NAME, DIVERGED), "() -> Diverged"),
         Flow::report(subject::report(NAME, "node", &[node.as_str()]), "NodeReport"),
         Flow::report("ew.evt.sync.*", "EventReport"),
         Flow::link(format!("$JS.{hub}.API.CONSUMER.MSG.NEXT.{desired}.{consumer}"), "pull of Desired"),

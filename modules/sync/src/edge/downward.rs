@@ -1,18 +1,21 @@
 //! Down, as the edge's module drives it: list, pull, write, and acknowledge what is on disk. Pure.
 
 use bus::link::{LinkError, Pulled};
-use bus::module::{Effect, Expect};
+use bus::module::{Effect, Expect, Message};
 use schemas::Timestamp;
 use schemas::command::Reply;
-use schemas::desired::{Desired, GetPage, ListPage, Local};
+use schemas::desired::{Desired, Diverged, GetPage, ListPage, Local};
 use schemas::report::Severity;
 use schemas::subject::{self, DesiredKey};
 
-use super::{Act, Effects, GET, LIST, RETRY_MS, Sync};
+use super::{Act, DIVERGED, Effects, GET, LIST, NAME, RETRY_MS, Sync};
 use crate::down::{self, Verdict};
 
 /// A question to the hub waits so long.
 const ASK_TIMEOUT_MS: u64 = 10_000;
+
+/// So many objects are named to who asks; about 200 bytes each.
+const DIVERGED_MAX: usize = 2_000;
 
 /// A pulled batch on its way to disk.
 #[derive(Debug, Default)]
@@ -40,6 +43,15 @@ impl Sync {
         }
     }
 
+    /// Somebody asks what the node has and the hub does not.
+    pub(super) fn asked(&self, message: &Message) -> Option<Effect<Act>> {
+        (message.subject == subject::command(&self.node, NAME, DIVERGED)).then_some(())?;
+        let (mut pods, all) = (Vec::new(), self.down.diverged());
+        let more = all.len().saturating_sub(DIVERGED_MAX);
+        pods.extend(all.into_iter().take(DIVERGED_MAX));
+        Effect::reply(message, &Diverged { settled: self.is_settled(), objects: pods, more: more as u64 })
+    }
+
     pub(super) fn steps(&mut self, steps: Vec<down::Step>, now: Timestamp, effects: &mut Effects) {
         for step in steps {
             match step {
@@ -64,7 +76,7 @@ impl Sync {
                 }),
                 down::Step::Orphans(count) => {
                     let text = format!(
-                        "the hub's history is not the one that {count} of this node's objects came from (was it restored or emptied?); they run on until an object of the same UID says otherwise"
+                        "the hub's history is not the one that {count} of this node's objects came from (was it restored or emptied?); they run on until an object of the same UID says otherwise; `edgewire diverged` names them"
                     );
                     self.tell(Severity::Warning, "DesiredDiverged", text, now, effects);
                 }

@@ -89,6 +89,10 @@ impl Sync {
                 self.lane(lane, now, effects, |up| vec![up.connect()]);
             }
         }
+        if restarted {
+            // What was listed is another life's, perhaps another history's.
+            self.down.disconnect();
+        }
         if returned || restarted || joined {
             self.contact(now, effects);
         }

@@ -7,12 +7,12 @@ mod upward;
 
 use std::collections::BTreeMap;
 
-use bus::module::{Effect, EntryValue, Input, Module};
+use bus::module::{Effect, EntryValue, Expect, Input, Module};
 use schemas::Timestamp;
 use schemas::desired::Local;
 use schemas::name::NodeName;
 use schemas::report::{NodeReport, Severity};
-use schemas::subject::{DesiredKey, Lane};
+use schemas::subject::{BUCKET_LOCAL, DesiredKey, KEY_LINEAGE, Lane};
 
 use crate::down::Down;
 use crate::pace::Pace;
@@ -25,6 +25,8 @@ use heartbeat::Link;
 
 /// Name of the module.
 pub const NAME: &str = "sync";
+/// The question what the node has and the hub does not.
+const DIVERGED: &str = "diverged";
 /// After a failure, the next try.
 const RETRY_MS: u64 = 1_000;
 /// How often the local bucket is looked at. Its watch goes on after a crash of the server where it was, so it does not
@@ -36,7 +38,10 @@ const INSPECT_INTERVAL_MS: u64 = 30_000;
 const HEARTBEAT: u64 = 1;
 const LIST: u64 = 2;
 const GET: u64 = 3;
+const MARK: u64 = 4;
 const WRITES: u64 = 100;
+/// Saved while the hub is known to be an older one and the local bucket does not say so yet.
+const REWOUND: &str = "rewound";
 
 /// The module.
 pub struct Sync {
@@ -61,6 +66,9 @@ pub struct Sync {
     looked_at: Option<Timestamp>,
     notices: Vec<(String, String)>,
     events: u64,
+    /// The hub lacks reports that it had confirmed: the local bucket is to say so, for those who report.
+    rewound: bool,
+    marking: bool,
 }
 
 /// A lane with its pace.
@@ -108,12 +116,31 @@ impl Sync {
             looked_at: None,
             notices,
             events: 0,
+            rewound: false,
+            marking: false,
         }
     }
 
     /// Does the node follow the hub, with nothing missing and nothing waiting? For tests and the simulator.
     pub fn is_settled(&self) -> bool {
         self.link.up && self.down.is_settled()
+    }
+
+    /// The hub is an older one: its history goes into the local bucket, where whoever reports sees it and reports anew.
+    fn mark(&mut self, effects: &mut Effects) {
+        let Some(lineage) = self.down.lineage().filter(|_| self.rewound && !self.marking) else { return };
+        self.marking = true;
+        let value = schemas::encode(lineage);
+        effects.push(Effect::put(BUCKET_LOCAL, KEY_LINEAGE.to_owned(), value, Expect::Any, MARK));
+    }
+
+    fn marked(&mut self, failed: bool, effects: &mut Effects) {
+        self.marking = false;
+        // A failed one is written again at the next tick.
+        if !failed {
+            self.rewound = false;
+            effects.push(Effect::Forget { key: REWOUND.to_owned() });
+        }
     }
 
     fn tick(&mut self, now: Timestamp, effects: &mut Effects) {
@@ -138,6 +165,7 @@ impl Sync {
         if !self.link.up {
             return;
         }
+        self.mark(effects);
         if self.retry_down_at.is_some_and(|at| at <= now) && !self.asking && self.local_current {
             self.retry_down_at = None;
             self.contact(now, effects);
@@ -158,6 +186,7 @@ impl Module for Sync {
 
     fn restore(&mut self, saved: Vec<(String, Vec<u8>)>, _now: Timestamp) -> Effects {
         for (key, value) in saved {
+            self.rewound |= key == REWOUND;
             if key == "sequence" {
                 self.report_sequence = schemas::decode(&value).unwrap_or(0);
             }
@@ -191,11 +220,13 @@ impl Module for Sync {
             }
             Input::Answered { token: HEARTBEAT, outcome } => self.beaten(outcome, now, &mut effects),
             Input::Answered { token, outcome } => self.answered(token, outcome, now, &mut effects),
+            Input::Wrote { token: MARK, outcome } => self.marked(outcome.is_err(), &mut effects),
             Input::Wrote { token, outcome } => self.wrote(token, outcome.is_err(), now, &mut effects),
             Input::Tick => self.tick(now, &mut effects),
             Input::Done(done) => self.done(done, now, &mut effects),
-            // Nothing is subscribed or consumed by the runner: arrivals only wake the rim.
-            Input::Message(_) | Input::Delivery(_) => {}
+            Input::Message(message) => effects.extend(self.asked(&message)),
+            // Nothing is consumed by the runner: arrivals only wake the rim.
+            Input::Delivery(_) => {}
         }
         effects
     }
@@ -253,6 +284,57 @@ mod tests {
 
     fn writes(effects: &Effects) -> usize {
         effects.iter().filter(|effect| matches!(effect, Effect::Put { .. })).count()
+    }
+
+    /// The state lane finds that cursor at the hub.
+    fn finds(sync: &mut Sync, sequence: u64) -> Effects {
+        let round = sync.lanes[&Lane::State].round;
+        let cursor = schemas::encode(&crate::up::Cursor { outbox_generation: "o".into(), sequence });
+        let state = bus::link::StreamState {
+            generation: "o".into(),
+            first_sequence: 1,
+            last_sequence: 9,
+            messages: 9,
+            bytes: 0,
+            bytes_max: 1,
+        };
+        let done = Done::Found { lane: Lane::State, round, outcome: Ok((Some((1, cursor)), state)) };
+        sync.apply(Input::Done(done), NOW)
+    }
+
+    #[test]
+    fn a_hub_without_what_it_confirmed_is_marked_in_the_local_bucket() {
+        let marks = |effects: &Effects| {
+            let mark = |e: &&Effect<Act>| matches!(e, Effect::Put { key, .. } if key == KEY_LINEAGE);
+            effects.iter().filter(mark).count()
+        };
+        let mut sync = Sync::new(NodeName::new("n1").unwrap(), "b".into(), Vec::new());
+        let confirmed = crate::up::Cursor { outbox_generation: "o".into(), sequence: 8 };
+        let confirmed = schemas::encode(&Confirmed { cursor: confirmed });
+        sync.restore(vec![("lane.state".into(), confirmed)], NOW);
+        sync.apply(Input::Current { bucket: BUCKET_LOCAL.into(), filter: ">".into() }, NOW);
+        beat(&mut sync, "h2");
+        let effects = finds(&mut sync, 5);
+        assert!(
+            effects.iter().any(|e| matches!(e, Effect::Save { key, .. } if key == REWOUND)),
+            "{effects:?}"
+        );
+        assert_eq!(marks(&sync.apply(Input::Tick, NOW)), 0, "the hub's history is not known yet");
+
+        // Our own end in between does not lose it.
+        let mut sync = Sync::new(NodeName::new("n1").unwrap(), "b".into(), Vec::new());
+        sync.restore(vec![(REWOUND.into(), schemas::encode(&true))], NOW);
+        sync.apply(Input::Current { bucket: BUCKET_LOCAL.into(), filter: ">".into() }, NOW);
+        beat(&mut sync, "h2");
+        list(&mut sync, &[("e1", 1), ("e2", 2)]);
+        assert_eq!(marks(&sync.apply(Input::Tick, NOW)), 1);
+        assert_eq!(marks(&sync.apply(Input::Tick, NOW)), 0, "it is under way");
+        let failed = Err(bus::module::WriteError::Failed("cut".into()));
+        sync.apply(Input::Wrote { token: MARK, outcome: failed }, NOW);
+        assert_eq!(marks(&sync.apply(Input::Tick, NOW)), 1);
+        let effects = sync.apply(Input::Wrote { token: MARK, outcome: Ok(7) }, NOW);
+        assert!(matches!(effects.as_slice(), [Effect::Forget { key }] if key == REWOUND), "{effects:?}");
+        assert_eq!(marks(&sync.apply(Input::Tick, NOW)), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use schemas::Timestamp;
 use schemas::report::Severity;
 use schemas::subject::Lane;
 
-use super::{Act, Done, Effects, RETRY_MS, Sync};
+use super::{Act, Done, Effects, RETRY_MS, REWOUND, Sync};
 use crate::up::{self, Up};
 
 impl Sync {
@@ -19,6 +19,7 @@ impl Sync {
         let Some(of) = self.lanes.get_mut(&lane) else { return };
         let max_bytes = of.pace.step_bytes();
         let mut told = Vec::new();
+        let mut rewound = false;
         for step in step(&mut of.up) {
             if matches!(step, up::Step::FindCursor(_) | up::Step::Read(..) | up::Step::Commit { .. }) {
                 of.round += 1;
@@ -49,11 +50,25 @@ impl Sync {
                     told.push((reason, text));
                     continue;
                 }
+                up::Step::Rewound(lane) => {
+                    rewound |= lane == Lane::State;
+                    continue;
+                }
                 up::Step::Pause(_) => {
                     of.retry_at = Some(now.plus_ms(RETRY_MS));
                     continue;
                 }
             });
+        }
+        if rewound {
+            self.rewound = true;
+            effects.push(Effect::Save { key: REWOUND.to_owned(), value: schemas::encode(&true) });
+            // The lane may find it before a heartbeat does: what was listed is the history of the hub before.
+            self.down.disconnect();
+            self.contact(now, effects);
+            // What the node is has to be said anew, too.
+            self.link.hub_knows = false;
+            self.announce(now, effects);
         }
         for (reason, text) in told {
             self.tell(Severity::Warning, reason, text, now, effects);
