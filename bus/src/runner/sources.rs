@@ -13,8 +13,9 @@ use crate::flow::{Flow, Kind};
 use crate::module::{Account, Delivery, Input, Message};
 use crate::store::{From, Seen, Store};
 
-/// An unacknowledged delivery comes again after so long.
-const ACK_WAIT: Duration = Duration::from_secs(30);
+/// An unacknowledged delivery comes again after so long. What was on its way to a process that fell or stood still waits
+/// for it; a slice of inputs takes far less.
+const ACK_WAIT: Duration = Duration::from_secs(10);
 
 /// An input, with what acknowledges it.
 pub(super) struct Fed<D> {

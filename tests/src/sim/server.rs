@@ -19,7 +19,7 @@ pub const HUB: usize = 0;
 /// Marks each message stored on a node: which stream and sequence it had there.
 pub const ORIGIN: &str = "sim-origin";
 /// An unacknowledged delivery to a module comes again after so long.
-const ACK_WAIT_MS: u64 = 30_000;
+const ACK_WAIT_MS: u64 = 10_000;
 /// Deliveries that a module holds at once.
 const PENDING_MAX: usize = 256;
 /// With the planted bug: how often a server really writes to its disk.
