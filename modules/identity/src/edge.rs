@@ -152,7 +152,7 @@ impl Membership {
             return Vec::new();
         }
         // By looks that were taken, not by the clock that the age is judged with; never at a start.
-        if self.looks % (RENEWALS_MS / LOOK_MS) == 0
+        if self.looks.is_multiple_of(RENEWALS_MS / LOOK_MS)
             && self.looks > 1
             && now.since_ms(issued) > RENEW_AFTER_MS
         {
