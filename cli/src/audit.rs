@@ -113,7 +113,7 @@ mod tests {
         let want = "\
 TIME                   NODE   USER    VERB     OBJECT             OUTCOME
 2026-05-04T10:00:00Z   hub    admin   create   pods/demo/sensor   201 done
-2026-05-04T10:00:00Z   hub    -       get      pods?[2J           401 refused x12
+2026-05-04T10:00:00Z   hub    -       get      pods\\u{1b}[2J      401 refused x12
 ";
         assert_eq!(render(&records, false), want);
     }
