@@ -1,4 +1,4 @@
-//! A few hundred seeds of the simulator, and the planted bugs that it must catch.
+//! A thousand seeds of the simulator, and the planted bugs that it must catch.
 //!
 //! A failure prints its seed; `EDGEWIRE_SIM_SEED=<seed> cargo test -p tests --test sim one_seed -- --nocapture` runs it again,
 //! with what happened before. `EDGEWIRE_SIM_SEEDS=<count>` runs more.
@@ -10,7 +10,7 @@ use tests::sim::planted::Planted;
 use tests::sim::{Outcome, run, run_one, server};
 
 /// Seeds of a plain run.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 1_000;
 /// Within so many seeds a planted bug must be found.
 const PLANTED_SEEDS: u64 = 200;
 

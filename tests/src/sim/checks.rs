@@ -45,6 +45,8 @@ pub struct Checks {
     doomed: BTreeSet<String>,
     edited: BTreeSet<String>,
     stopped: BTreeSet<(usize, String)>,
+    /// Nodes that lost their disk and are not back: what ends there now, nobody will remember.
+    forgetful: BTreeSet<usize>,
     runs: BTreeMap<(usize, String, String), bool>,
     files: BTreeMap<(usize, String), BTreeMap<String, Data>>,
     /// Versions that the hub told nodes since its store was replaced: subject of the entry, and version.
@@ -108,11 +110,17 @@ impl Checks {
         self.waiting.retain(|waiting| !waiting.starts_with(&of));
         self.owed.retain(|owed| !owed.starts_with(&of));
         self.lost_local(edge);
+        self.forgetful.insert(edge);
     }
 
     /// The node no longer knows what it stopped: a hub that was restored from before the deletion may have it again.
     pub fn lost_local(&mut self, edge: usize) {
         self.stopped.retain(|(at, _)| *at != edge);
+    }
+
+    /// The node is back, and keeps what it does from now on.
+    pub fn powered_on(&mut self, edge: usize) {
+        self.forgetful.remove(&edge);
     }
 
     /// A container is stopped, to be started anew.
@@ -127,7 +135,9 @@ impl Checks {
         if !self.doomed.contains(uid) {
             self.fail(format!("pod {uid} is stopped on node {edge}, and nobody deleted it"));
         }
-        self.stopped.insert((edge, uid.to_owned()));
+        if !self.forgetful.contains(&edge) {
+            self.stopped.insert((edge, uid.to_owned()));
+        }
     }
 
     /// A pod's files are written.

@@ -139,6 +139,7 @@ pub fn lose_disk(w: &mut World, edge: usize, pause: u64) {
 
 /// The machine is back.
 pub fn power_on(w: &mut World, edge: usize) {
+    w.checks.powered_on(edge);
     server::start(w, edge + 1);
     start(w, edge);
 }
