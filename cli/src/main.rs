@@ -87,7 +87,7 @@ enum Command {
     Req(publish::ReqArgs),
     /// List the nodes
     Nodes(nodes::NodesArgs),
-    /// List the machines that have joined, and shut one out
+    /// List the machines that have joined, have one change its keys, shut one out
     #[command(subcommand)]
     Node(node::NodeCommand),
     /// List the modules of the hub and of every node: state, restarts, flows
