@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use schemas::envelope::Headers;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,10 @@ use sled::transaction::ConflictableTransactionError;
 const CACHE_BYTES: u64 = 1024 * 1024;
 /// The key that says that the store was begun.
 const SEAL: &[u8] = b"seal";
+/// sled's own lock is waited for so long.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(5);
+/// And tried again so often.
+const LET_GO_PAUSE: Duration = Duration::from_millis(20);
 /// Version of the values.
 const VERSION: u8 = 1;
 /// Reports that a module may owe; beyond it the oldest that a newer one of the same subject replaces goes first, then
@@ -61,6 +66,12 @@ async fn flush(db: &sled::Db, flushing: &Flushing) -> Result<(), sled::Error> {
     db.flush_async().await.map(drop)
 }
 
+/// Does sled's own lock keep the store shut? A flush that is under way holds it for a moment after the store was dropped
+/// (measured: an open right after it was refused, and the whole store taken for broken). sled 0.34 says so in words alone.
+fn is_held(error: &DurableError) -> bool {
+    matches!(error, DurableError::Store { source: sled::Error::Io(io), .. } if io.to_string().contains("could not acquire lock"))
+}
+
 /// A report that is owed to the server's stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Owed {
@@ -96,8 +107,19 @@ impl Durable {
     /// why.
     pub fn open(path: &Path) -> Result<(Self, Option<String>), DurableError> {
         let lock = Arc::new(Self::lock(path)?);
-        match Self::try_open(path, lock.clone()) {
+        let deadline = Instant::now() + LET_GO_TIMEOUT;
+        let opened = loop {
+            match Self::try_open(path, lock.clone()) {
+                Err(error) if is_held(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(LET_GO_PAUSE);
+                }
+                opened => break opened,
+            }
+        };
+        match opened {
             Ok(this) => Ok((this, None)),
+            // In use is not broken: it must not be moved from under whoever uses it.
+            Err(error) if is_held(&error) => Err(DurableError::Busy { path: path.to_owned() }),
             Err(error) => {
                 let fail = |io| DurableError::Store { path: path.to_owned(), source: sled::Error::Io(io) };
                 let aside = path.with_extension(format!("corrupt-{}", schemas::Timestamp::now().0));
@@ -112,7 +134,7 @@ impl Durable {
         }
     }
 
-    /// The store is one process' alone. sled has a lock too, but its error cannot be told from a broken store's.
+    /// The store is one process' alone. sled has a lock of its own too, which it lets go a little later (see [`is_held`]).
     fn lock(path: &Path) -> Result<std::fs::File, DurableError> {
         let fail = |io| DurableError::Store { path: path.to_owned(), source: sled::Error::Io(io) };
         if let Some(parent) = path.parent() {
@@ -364,6 +386,31 @@ mod tests {
         assert_eq!(part.first_owed().unwrap().unwrap().1, owed("y", 2), "in order");
     }
 
+    #[tokio::test]
+    async fn a_store_that_is_let_go_late_is_waited_for_and_never_moved_from_under_its_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let changes = || Changes { save: vec![("a".into(), vec![1])], ..Changes::default() };
+        Durable::open(&path).unwrap().0.part("m").unwrap().commit(changes()).await.unwrap();
+        // As a flush that is under way does: the files are held, our own lock is not.
+        let held = loop {
+            match sled::open(&path) {
+                Ok(db) => break db,
+                Err(_) => std::thread::sleep(LET_GO_PAUSE),
+            }
+        };
+        let letting_go = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(held);
+        });
+        let (store, aside) = Durable::open(&path).unwrap();
+        assert_eq!(
+            (aside, store.part("m").unwrap().saved().unwrap()),
+            (None, vec![("a".to_owned(), vec![1])])
+        );
+        letting_go.join().unwrap();
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn modules_that_commit_at_once_do_not_stop_each_other() {
         let store = Durable::temporary().unwrap();
@@ -378,7 +425,7 @@ mod tests {
             });
         }
         let all = async { while tasks.join_next().await.is_some() {} };
-        assert!(tokio::time::timeout(std::time::Duration::from_secs(60), all).await.is_ok(), "it hangs");
+        assert!(tokio::time::timeout(Duration::from_secs(60), all).await.is_ok(), "it hangs");
     }
 
     #[tokio::test]
