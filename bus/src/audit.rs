@@ -36,7 +36,7 @@ pub async fn write(bus: &Bus, record: &AuditRecord, module: &str) -> Result<(), 
         .map(drop)
 }
 
-/// The records since then in order of time, at most `limit`, the latest of them; and what could not be read.
+/// The records since then in order of time, at most `limit`, the latest of them.
 pub async fn read(
     bus: &Bus,
     since: Timestamp,

@@ -36,6 +36,8 @@ pub struct Keys {
 
 /// What the seed files of keys are called that the hub has not taken yet.
 const NEXT: &str = ".next";
+const CONTROL: &str = "control";
+const WORK: &str = "work";
 
 impl Keys {
     /// Reads them, or makes them. With `new`: others than those that the node has. They are on disk before they are used, so
@@ -43,8 +45,13 @@ impl Keys {
     pub fn load_or_create(data_dir: &Path, new: bool) -> Result<Self, IdentityError> {
         let dir = dir(data_dir);
         make_private_dir(&dir).map_err(|source| IdentityError::io(&dir, source))?;
+        if new && !seed_file(data_dir, CONTROL, NEXT).exists() {
+            // Control's is made first and taken first: one of work's alone was taken too when the machine fell. Asked for again
+            // beside a new one it would be retired as an old key, while it is in use.
+            take(data_dir, WORK)?;
+        }
         let key = |name: &str| -> Result<nkeys::KeyPair, IdentityError> {
-            let path = dir.join(format!("{name}.seed{}", if new { NEXT } else { "" }));
+            let path = seed_file(data_dir, name, if new { NEXT } else { "" });
             let shown = || path.display().to_string();
             if let Some(seed) = read_text(&path)? {
                 let key = nkeys::KeyPair::from_seed(seed.trim());
@@ -54,17 +61,28 @@ impl Keys {
             write_text(&path, &key.seed().map_err(|error| IdentityError::key(shown(), error))?)?;
             Ok(key)
         };
-        Ok(Self { control: key("control")?, work: key("work")?, next: new })
+        Ok(Self { control: key(CONTROL)?, work: key(WORK)?, next: new })
     }
 
     /// The hub has taken them.
     fn taken(&self, data_dir: &Path) -> Result<(), IdentityError> {
-        for name in ["control", "work"].into_iter().filter(|_| self.next) {
-            let path = dir(data_dir).join(format!("{name}.seed"));
-            let next = dir(data_dir).join(format!("{name}.seed{NEXT}"));
-            std::fs::rename(&next, &path).map_err(|source| IdentityError::io(&next, source))?;
+        for name in [CONTROL, WORK].into_iter().filter(|_| self.next) {
+            take(data_dir, name)?;
         }
         Ok(())
+    }
+}
+
+fn seed_file(data_dir: &Path, name: &str, end: &str) -> PathBuf {
+    dir(data_dir).join(format!("{name}.seed{end}"))
+}
+
+/// The next seed, if there is one, is the seed from now on.
+fn take(data_dir: &Path, name: &str) -> Result<(), IdentityError> {
+    let next = seed_file(data_dir, name, NEXT);
+    match std::fs::rename(&next, seed_file(data_dir, name, "")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(IdentityError::io(&next, error)),
+        _ => Ok(()),
     }
 }
 
@@ -122,4 +140,25 @@ pub fn load(data_dir: &Path) -> Result<Option<(Membership, HubLink)>, IdentityEr
         work_creds: dir.join("work.creds"),
     };
     Ok(Some((membership, link)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fall_between_the_two_seeds_leaves_no_key_that_is_used_among_the_next() {
+        let data = tempfile::tempdir().unwrap();
+        let keys = |new| Keys::load_or_create(data.path(), new).unwrap();
+        let public = |keys: &Keys| (keys.control.public_key(), keys.work.public_key());
+        let first = public(&keys(false));
+        let next = keys(true);
+        assert_eq!(public(&keys(true)), public(&next), "asked again with the same");
+        take(data.path(), CONTROL).unwrap(); // and the machine falls
+        let (control, work) = public(&keys(true));
+        assert_eq!(public(&keys(false)), public(&next), "the next are the present ones");
+        assert!(
+            ![first.0, public(&next).0].contains(&control) && ![first.1, public(&next).1].contains(&work)
+        );
+    }
 }
