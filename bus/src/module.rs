@@ -7,7 +7,9 @@
 //! 3. only then a [`Input::Delivery`] is acknowledged. If an effect failed it is not, and comes again.
 
 use schemas::Timestamp;
-use schemas::envelope::Headers;
+use schemas::envelope::{self, Headers};
+use schemas::report::EventReport;
+use schemas::subject;
 
 use crate::connection::Handles;
 
@@ -291,6 +293,16 @@ impl<A> Effect<A> {
     /// Writes an object of schemas into a bucket, unconditionally ordered by `expect`.
     pub fn put(bucket: &str, key: String, value: Vec<u8>, expect: Expect, token: u64) -> Self {
         Effect::Put { bucket: bucket.to_owned(), key, value, expect, token }
+    }
+
+    /// Tells a node's event durably; subject and headers follow from it.
+    pub fn event(event: &EventReport) -> Self {
+        let EventReport { id, node, module, reason, at, .. } = event;
+        Effect::Report {
+            subject: subject::event(module, reason),
+            headers: envelope::headers(node, module, reason, id, *at),
+            payload: schemas::encode(event),
+        }
     }
 
     /// Answers `message` with a MessagePack body; nothing when no answer is wanted.

@@ -16,7 +16,6 @@ use bus::module::{Effect, Input, Module, Rim};
 use schemas::Timestamp;
 use schemas::command::Reply;
 use schemas::credential::{Enrolled, NodeKeys};
-use schemas::envelope;
 use schemas::name::NodeName;
 use schemas::report::{EventReport, Severity};
 use schemas::subject;
@@ -131,20 +130,16 @@ impl Membership {
         let node = self.node.to_string();
         let id = format!("{node}-{NAME}-{}-{}", now.0, self.events);
         let event = EventReport {
-            id: id.clone(),
+            id,
             node: node.clone(),
             module: NAME.to_owned(),
             at: now,
             severity,
             reason: reason.to_owned(),
             message,
-            regarding: ("Node".to_owned(), String::new(), node.clone(), node.clone()),
+            regarding: ("Node".to_owned(), String::new(), node.clone(), node),
         };
-        Effect::Report {
-            subject: subject::event(NAME, reason),
-            headers: envelope::headers(&node, NAME, reason, &id, now),
-            payload: schemas::encode(&event),
-        }
+        Effect::event(&event)
     }
 
     fn holding(&mut self, keys: NodeKeys, issued: Timestamp, now: Timestamp) -> Effects {

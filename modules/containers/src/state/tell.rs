@@ -94,7 +94,6 @@ impl Containers {
         let (_, namespace, name, uid) = &regarding;
         let of = data_hex(&Sha256::digest(format!("{namespace}/{name}/{uid}/{reason}/{message}/{}", now.0)));
         let id = of.get(..24).unwrap_or(&of).to_owned();
-        let headers = envelope::headers(self.node.as_str(), MODULE, reason, &id, now);
         let event = EventReport {
             id,
             node: self.node.to_string(),
@@ -105,10 +104,6 @@ impl Containers {
             message: message.to_owned(),
             regarding,
         };
-        out.push(Effect::Report {
-            subject: subject::event(MODULE, reason),
-            headers,
-            payload: schemas::encode(&event),
-        });
+        out.push(Effect::event(&event));
     }
 }

@@ -209,19 +209,15 @@ impl Sync {
         let id = format!("{}-{}-{}-{}", self.node, self.boot_id, now.0, self.events);
         let node = self.node.as_str().to_owned();
         let event = EventReport {
-            id: id.clone(),
+            id,
             node: node.clone(),
             module: NAME.to_owned(),
             at: now,
             severity,
             reason: reason.to_owned(),
             message,
-            regarding: ("Node".to_owned(), String::new(), node.clone(), node.clone()),
+            regarding: ("Node".to_owned(), String::new(), node.clone(), node),
         };
-        effects.push(Effect::Report {
-            subject: subject::event(NAME, reason),
-            headers: envelope::headers(&node, NAME, reason, &id, now),
-            payload: schemas::encode(&event),
-        });
+        effects.push(Effect::event(&event));
     }
 }
