@@ -46,6 +46,8 @@ pub enum Kind {
         stream: &'static str,
         /// Name of the durable consumer.
         durable: &'static str,
+        /// Without the bodies.
+        headers_only: bool,
     },
     /// Say durably, into the node's OUTBOX.
     Report,
@@ -102,7 +104,7 @@ impl Flow {
         filter: impl Into<String>,
         payload: &'static str,
     ) -> Self {
-        Self::control(Kind::Consume { stream, durable }, filter, payload)
+        Self::control(Kind::Consume { stream, durable, headers_only: false }, filter, payload)
     }
     /// Say durably on the node.
     pub fn report(subject: impl Into<String>, payload: &'static str) -> Self {
@@ -127,6 +129,13 @@ impl Flow {
     /// Byte streams.
     pub fn stream(payload: &'static str) -> Self {
         Self::control(Kind::Stream, "ew.str.*.*", payload)
+    }
+    /// The same without the messages' bodies.
+    pub fn headers_only(mut self) -> Self {
+        if let Kind::Consume { headers_only, .. } = &mut self.kind {
+            *headers_only = true;
+        }
+        self
     }
     /// The same in WORK.
     pub fn in_work(mut self) -> Self {

@@ -8,7 +8,8 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, StatusCode};
+use async_nats::StatusCode;
+use async_nats::jetstream::stream::PersistenceMode;
 use bytes::Bytes;
 use futures::StreamExt;
 use schemas::Timestamp;
@@ -23,6 +24,8 @@ use crate::connection::{Bus, from_nats, to_nats};
 pub const BATCH_MESSAGES_MAX: usize = 200;
 /// What an answer that can't come any more is told as.
 const SERVER_RENEWED: &str = "the node's server was away";
+/// So much of a server's ID tells its starts apart: it is a random key, in base 32.
+const START_CHARS: usize = 16;
 /// What the server says when the expected sequence does not fit: another committed first.
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
 
@@ -185,6 +188,15 @@ pub struct Stored {
     pub payload: Bytes,
 }
 
+/// What a read of a stream brought.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Have {
+    /// The messages.
+    pub messages: Vec<Stored>,
+    /// When there are none: none of the filter stands up to this sequence. 0 when that is not known.
+    pub through: u64,
+}
+
 /// Reads from `stream` of the node's own server what matches `filter`, from `sequence` on: at most `max_bytes`, but at
 /// least one if there is any.
 pub async fn read(
@@ -269,8 +281,15 @@ pub struct StreamState {
 pub async fn state(bus: &Bus, stream: &str) -> Result<StreamState, LinkError> {
     let stream = bus.jetstream.get_stream(stream).await.map_err(lost)?;
     let info = stream.cached_info();
+    let mut generation = info.created.unix_timestamp_nanos().to_string();
+    if info.config.persist_mode == Some(PersistenceMode::Async) {
+        // A server that falls may lose the last of it and give its numbers again: what was counted before says nothing of
+        // what comes after.
+        let start: String = bus.client.server_info().server_id.chars().take(START_CHARS).collect();
+        generation = format!("{generation}-{start}");
+    }
     Ok(StreamState {
-        generation: info.created.unix_timestamp_nanos().to_string(),
+        generation,
         first_sequence: info.state.first_sequence,
         last_sequence: info.state.last_sequence,
         messages: info.state.messages,
@@ -279,11 +298,11 @@ pub async fn state(bus: &Bus, stream: &str) -> Result<StreamState, LinkError> {
     })
 }
 
-/// Drops from one of the node's own streams what matches `filter`, up to and with `sequence`.
-pub async fn trim(bus: &Bus, stream: &str, filter: &str, sequence: u64) -> Result<(), LinkError> {
+/// Drops from one of this server's own streams what matches `filter`, up to and with `sequence`. Says how many went.
+pub async fn trim(bus: &Bus, stream: &str, filter: &str, sequence: u64) -> Result<u64, LinkError> {
     let stream = bus.jetstream.get_stream_no_info(stream).await.map_err(lost)?;
-    stream.purge().filter(filter).sequence(sequence + 1).await.map_err(lost)?;
-    Ok(())
+    let purged = stream.purge().filter(filter).sequence(sequence + 1).await.map_err(lost)?;
+    Ok(purged.purged)
 }
 
 /// The cursor of a lane at the hub: its revision there (0: there is none) and its value.
@@ -323,8 +342,7 @@ pub struct Raise {
 pub async fn commit(
     bus: &Bus,
     messages: &[Raise],
-    cursor_subject: &str,
-    cursor: &[u8],
+    cursor: &Raise,
     expect_revision: u64,
     patience: Duration,
 ) -> Result<u64, LinkError> {
@@ -346,7 +364,7 @@ pub async fn commit(
             bus.client.publish_with_headers(to, headers, body).await.map_err(lost)?;
         }
     }
-    let mut headers = HeaderMap::new();
+    let mut headers = to_nats(&cursor.headers);
     headers.insert("Nats-Batch-Id", id);
     headers.insert("Nats-Batch-Sequence", (messages.len() + 1).to_string().as_str());
     headers.insert("Nats-Batch-Commit", "1");
@@ -354,7 +372,7 @@ pub async fn commit(
     let inbox = bus.client.new_inbox();
     let mut acks = bus.client.subscribe(inbox.clone()).await.map_err(lost)?;
     bus.client
-        .publish_with_reply_and_headers(cursor_subject.to_owned(), inbox, headers, cursor.to_vec().into())
+        .publish_with_reply_and_headers(cursor.subject.clone(), inbox, headers, cursor.payload.clone())
         .await
         .map_err(lost)?;
     let answer = tokio::select! {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType};
 use futures::TryStreamExt;
 use schemas::backup::StreamSummary;
 use schemas::subject;
@@ -30,6 +30,16 @@ pub enum Full {
     DropOldest,
 }
 
+/// What an acknowledgement of a stream's server means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// It is on the disk.
+    Durable,
+    /// The server has it. What it acknowledged last is lost when it falls (measured: up to some 20 ms of it by a kill; by a
+    /// loss of power what the machine had not written yet), for some forty times the throughput.
+    Bulk,
+}
+
 /// One stream, or the stream behind a bucket.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
@@ -47,6 +57,8 @@ pub struct Row {
     pub size_mib_max: i64,
     /// At the bound.
     pub full: Full,
+    /// What its acknowledgement means.
+    pub class: Class,
     /// Atomic batches.
     pub atomic: bool,
     /// What it is for.
@@ -62,6 +74,7 @@ const fn bucket(place: Place, name: &'static str, size_mib_max: i64, purpose: &'
         subjects: &[],
         size_mib_max,
         full: Full::Refuse,
+        class: Class::Durable,
         atomic: false,
         purpose,
     }
@@ -77,7 +90,18 @@ const fn stream(
     purpose: &'static str,
 ) -> Row {
     let atomic = matches!(place, Place::Hub) && matches!(full, Full::Refuse);
-    Row { place, account, name, bucket: false, subjects, size_mib_max, full, atomic, purpose }
+    Row {
+        place,
+        account,
+        name,
+        bucket: false,
+        subjects,
+        size_mib_max,
+        full,
+        class: Class::Durable,
+        atomic,
+        purpose,
+    }
 }
 
 /// All streams and buckets of Edgewire.
@@ -125,10 +149,10 @@ pub const TABLE: &[Row] = &[
         Place::Hub,
         Account::Work,
         subject::STREAM_FROM,
-        &["from.>", "_cursor.>"],
+        &["from.>", "from-bulk.>", "_cursor.>"],
         1024,
         Full::Refuse,
-        "workload messages of all nodes; at 90 % the oldest tenth goes, said aloud, so that uplinks never stop",
+        "workload messages of all nodes; at 90 % the oldest tenth goes, telemetry first, counted, so that uplinks never stop",
     ),
     bucket(Place::Edge, subject::BUCKET_LOCAL, 256, "the node's own copy of what it must have"),
     stream(
@@ -158,6 +182,18 @@ pub const TABLE: &[Row] = &[
         Full::Refuse,
         "workload messages waiting to go up, trimmed when the hub has them",
     ),
+    Row {
+        class: Class::Bulk,
+        ..stream(
+            Place::Edge,
+            Account::Work,
+            subject::STREAM_BULK,
+            &["bulk.>"],
+            128,
+            Full::DropOldest,
+            "telemetry waiting to go up, trimmed when the hub has it; what is dropped is counted",
+        )
+    },
 ];
 
 /// Why a stream could not be made.
@@ -195,11 +231,14 @@ impl Row {
                 Full::DropOldest => DiscardPolicy::Old,
             },
             duplicate_window: Duration::from_secs(120),
-            allow_rollup: true,
+            // A bucket's removals need it. In a stream that others write to, whoever may publish one message could take
+            // away everybody's (`Nats-Rollup: all`).
+            allow_rollup: self.bucket,
             deny_delete: self.bucket,
             allow_direct: true,
             allow_atomic_publish: self.atomic,
             allow_message_ttl: self.bucket,
+            persist_mode: (self.class == Class::Bulk).then_some(PersistenceMode::Async),
             ..Config::default()
         }
     }
@@ -268,6 +307,13 @@ mod tests {
                 assert!(!subject::matches(&hub, &sample), "{hub} {edge}");
                 assert!(!subject::matches(&edge, &hub.replace('>', "x")), "{hub} {edge}");
             }
+        }
+    }
+
+    #[test]
+    fn who_may_write_one_message_cannot_take_away_others() {
+        for row in TABLE.iter().filter(|row| !row.bucket) {
+            assert!(!row.config().allow_rollup && !row.config().allow_message_ttl, "{}", row.name);
         }
     }
 

@@ -14,6 +14,7 @@ mod duration;
 mod failure;
 mod kubeconfig;
 mod launch;
+mod loss;
 mod modules;
 mod node;
 mod nodes;
@@ -101,6 +102,8 @@ enum Command {
     Token(token::TokenCommand),
     /// Show who did what, and who was refused what, at the hub and on the nodes
     Audit(audit::AuditArgs),
+    /// Show what nodes sent and the hub has: what is missing, what came twice, what was dropped and why
+    Loss(loss::LossArgs),
     /// Print a shell's completion script: source <(edgewire completion bash)
     Completion {
         /// The shell
@@ -215,6 +218,7 @@ async fn perform(command: Command, screen: &mut Screen, notices: &Notices) -> Ou
         Command::Node(command) => node::run(command, screen).await,
         Command::Modules(args) => modules::run(args, screen, notices).await,
         Command::Audit(args) => audit::run(args, screen).await,
+        Command::Loss(args) => loss::run(args, screen).await,
         Command::Diverged(args) => diverged::run(args, screen, notices).await,
         Command::Release(args) => diverged::release(args, screen).await,
         Command::Token(command) => token::run(command, screen).await,

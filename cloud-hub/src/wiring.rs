@@ -15,6 +15,7 @@ use bus::provision::{self, Place};
 use bus::runner::Spec;
 use bus::server::{HubConfig, HubServer, ServerError};
 use identity::{Addresses, IdentityRim};
+use ledger::{Ledger, LedgerRim, Streams};
 use schemas::subject;
 use sync::hub::{Links, LinksRim};
 use tokio_util::sync::CancellationToken;
@@ -67,7 +68,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     .map(Arc::new)?;
     server.ready(READY_TIMEOUT).await?;
     let connector = connector(&server, keys.clone(), &tls);
-    let control = provision_all(&connector).await?;
+    let (control, streams) = provision_all(&connector).await?;
     let boot_id = schemas::object::new_uid();
     sync::hub::begin_epoch(&control, boot_id.clone(), schemas::object::new_uid())
         .await
@@ -77,7 +78,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::error!(broken, "the hub's store was replaced; it holds nothing that is not rebuilt");
     }
     let mut host = Host::new(connector, durable, stop.clone());
-    modules(&mut host, &config, &keys, &server, &tls, &boot_id)?;
+    modules(&mut host, &config, &keys, &server, &tls, &boot_id, &streams)?;
     let token = access::token(&config.data_dir)?;
     access::write_kubeconfig(&config, &tls, &token, config.api_listen.port())?;
     serve(&mut host, &config, &tls, token)?;
@@ -111,18 +112,22 @@ pub fn connector(server: &HubServer, keys: Arc<HubKeys>, tls: &Tls) -> Connector
     }
 }
 
-/// Makes the hub's streams and buckets. Gives a connection that may begin the epoch.
-async fn provision_all(connector: &Connector) -> anyhow::Result<Bus> {
+/// Makes the hub's streams and buckets. Gives a connection that may begin the epoch, and how far the streams had come.
+async fn provision_all(connector: &Connector) -> anyhow::Result<(Bus, Streams)> {
+    let mut streams = Streams::new();
     for account in [Account::Control, Account::Work] {
         let permissions = provision::permissions(&connector.domain);
         let bus = connector.connect_with("provision", permissions, account).await?;
         provision::provision(&bus, Place::Hub).await?;
+        let of = if account == Account::Control { subject::STREAM_UP } else { subject::STREAM_FROM };
+        let state = bus::link::state(&bus, of).await?;
+        streams.insert(of.to_owned(), (state.generation, state.last_sequence));
     }
     let flows = [
         bus::flow::Flow::watch(subject::BUCKET_DESIRED, subject::KEY_LINEAGE, "Lineage"),
         bus::flow::Flow::write(subject::BUCKET_DESIRED, subject::KEY_LINEAGE, "Lineage"),
     ];
-    Ok(connector.connect("epoch", &flows, Account::Control).await?)
+    Ok((connector.connect("epoch", &flows, Account::Control).await?, streams))
 }
 
 fn modules(
@@ -132,6 +137,7 @@ fn modules(
     server: &Arc<HubServer>,
     tls: &Tls,
     boot_id: &str,
+    streams: &Streams,
 ) -> anyhow::Result<()> {
     let at = |port: u16, scheme: &str| -> Vec<String> {
         config.advertise.iter().map(|host| format!("{scheme}://{host}:{port}")).collect()
@@ -169,7 +175,11 @@ fn modules(
         ("events", subject::raised_events()),
     ];
     host.module(spec(sync::hub::NAME, sync::hub::flows()), move || {
-        (Links::default(), LinksRim { readers: readers.clone() })
+        (Links::default(), LinksRim { readers: readers.clone(), counter: ledger::READER })
+    });
+    let (epoch, streams) = (boot_id.to_owned(), streams.clone());
+    host.module(spec(ledger::NAME, ledger::flows()), move || {
+        (Ledger::new(epoch.clone(), streams.clone()), LedgerRim)
     });
     Ok(())
 }

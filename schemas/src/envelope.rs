@@ -32,6 +32,11 @@ pub mod header {
     pub const PAYLOAD_VERSION: &str = "ce-ewversion";
     /// Why a message stands in the dead-letter stream.
     pub const DEAD_REASON: &str = "ew-dead-reason";
+    /// Where a message stood in its node's stream: `<generation>.<sequence>` (see [`crate::loss::Origin`]). A cursor says
+    /// up to where its lane was taken.
+    pub const ORIGIN: &str = "ew-origin";
+    /// Where a lane began and what it could not carry (see [`crate::loss::Account`]), on its cursor, as JSON.
+    pub const ACCOUNT: &str = "ew-account";
     /// The subject that a dead letter came on.
     pub const DEAD_SUBJECT: &str = "ew-dead-subject";
 }

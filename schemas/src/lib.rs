@@ -11,6 +11,7 @@
 //! * [`report`] what a node says of itself and of its pods
 //! * [`desired`] what a node must have, and the lineage that guards it
 //! * [`credential`] credentials of pods, nodes and tools
+//! * [`loss`] where each message stood on its node, and the report that shows none missing
 //! * [`audit`] who did what, and who was refused what
 //! * [`command`] what the hub asks a node to do, and the frames of a byte stream
 //! * [`backup`] the table of contents of a backup of the hub
@@ -22,6 +23,7 @@ pub mod command;
 pub mod credential;
 pub mod desired;
 pub mod envelope;
+pub mod loss;
 pub mod name;
 pub mod object;
 pub mod quantity;

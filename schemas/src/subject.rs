@@ -33,6 +33,9 @@ pub const STREAM_FROM: &str = "FROM";
 pub const STREAM_OUTBOX: &str = "OUTBOX";
 /// Edge stream of workload messages waiting to go up (`up.>`), in WORK.
 pub const STREAM_UPLINK: &str = "UPLINK";
+/// Edge stream of telemetry waiting to go up (`bulk.>`), in WORK: not synced before it is acknowledged, and the oldest goes
+/// when it is full.
+pub const STREAM_BULK: &str = "BULK";
 /// Stream of what could not be decoded or applied, with payload and reason. One on each server.
 pub const STREAM_DEAD: &str = "DEAD";
 
@@ -268,11 +271,13 @@ pub enum Lane {
     Events,
     /// Workload messages (`up.`), in WORK.
     Workload,
+    /// Telemetry (`bulk.`), in WORK.
+    Bulk,
 }
 
 impl Lane {
     /// All lanes, most urgent first.
-    pub const ALL: [Lane; 3] = [Lane::State, Lane::Events, Lane::Workload];
+    pub const ALL: [Lane; 4] = [Lane::State, Lane::Events, Lane::Workload, Lane::Bulk];
 
     /// The token that names the lane in subjects.
     pub fn as_str(self) -> &'static str {
@@ -280,7 +285,13 @@ impl Lane {
             Lane::State => "state",
             Lane::Events => "events",
             Lane::Workload => "workload",
+            Lane::Bulk => "bulk",
         }
+    }
+
+    /// The lane of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Lane::ALL.into_iter().find(|lane| lane.as_str() == name)
     }
 
     /// What the lane takes from the edge's stream.
@@ -289,7 +300,30 @@ impl Lane {
             Lane::State => "ew.rep.>",
             Lane::Events => "ew.evt.>",
             Lane::Workload => "up.>",
+            Lane::Bulk => "bulk.>",
         }
+    }
+
+    /// The node's stream that it takes from. State and events share one.
+    pub fn edge_stream(self) -> &'static str {
+        match self {
+            Lane::State | Lane::Events => STREAM_OUTBOX,
+            Lane::Workload => STREAM_UPLINK,
+            Lane::Bulk => STREAM_BULK,
+        }
+    }
+
+    /// The hub's stream that it carries to.
+    pub fn hub_stream(self) -> &'static str {
+        match self {
+            Lane::State | Lane::Events => STREAM_UP,
+            Lane::Workload | Lane::Bulk => STREAM_FROM,
+        }
+    }
+
+    /// Does the lane have its stream for itself? Then each of the stream's sequences is one of its messages.
+    pub fn is_alone(self) -> bool {
+        matches!(self, Lane::Workload | Lane::Bulk)
     }
 }
 
@@ -314,7 +348,27 @@ pub fn raised(node: &NodeName, lane: Lane, subject: &str) -> Option<String> {
         Lane::State => subject.starts_with("ew.rep.").then(|| format!("ew.in.{node}.state.{subject}")),
         Lane::Events => subject.starts_with("ew.evt.").then(|| format!("ew.in.{node}.events.{subject}")),
         Lane::Workload => subject.strip_prefix("up.").map(|rest| format!("from.{node}.{rest}")),
+        Lane::Bulk => subject.strip_prefix("bulk.").map(|rest| format!("from-bulk.{node}.{rest}")),
     }
+}
+
+/// Whose message in UP or FROM is it, and in which lane? The second is true for a cursor.
+pub fn carried(subject: &str) -> Option<(NodeName, Lane, bool)> {
+    let mut parts = subject.split('.');
+    let (node, lane, is_cursor) = match parts.next()? {
+        "from" => (parts.next()?, Lane::Workload, false),
+        "from-bulk" => (parts.next()?, Lane::Bulk, false),
+        "_cursor" => (parts.next()?, Lane::parse(parts.next()?)?, true),
+        "ew" if parts.next()? == "in" => {
+            let node = parts.next()?;
+            match parts.next()? {
+                "_cursor" => (node, Lane::parse(parts.next()?)?, true),
+                lane => (node, Lane::parse(lane)?, false),
+            }
+        }
+        _ => return None,
+    };
+    Some((NodeName::new(node).ok()?, lane, is_cursor))
 }
 
 /// A message in stream UP, read back: who sent it, in which lane, and its subject at the edge.
@@ -334,8 +388,8 @@ pub fn lowered(subject: &str) -> Option<(NodeName, Lane, &str)> {
 pub fn cursor(node: &NodeName, lane: Lane) -> String {
     match lane {
         // Outside `from.>`, so that trimming that never takes a cursor away.
-        Lane::Workload => format!("_cursor.{node}.{}", lane.as_str()),
-        _ => format!("ew.in.{node}._cursor.{}", lane.as_str()),
+        Lane::Workload | Lane::Bulk => format!("_cursor.{node}.{}", lane.as_str()),
+        Lane::State | Lane::Events => format!("ew.in.{node}._cursor.{}", lane.as_str()),
     }
 }
 
@@ -470,13 +524,16 @@ mod tests {
     #[test]
     fn no_subject_is_captured_at_both_ends() {
         let node = NodeName::new("n1").unwrap();
-        let edge = ["ew.rep.>", "ew.evt.>", "up.>"];
+        let edge = Lane::ALL.map(Lane::filter);
         for (lane, subject) in [
             (Lane::State, "ew.rep.containers.pod.default.a"),
             (Lane::Events, "ew.evt.sync.LinkUp"),
             (Lane::Workload, "up.default.temp"),
+            (Lane::Bulk, "bulk.default.temp"),
         ] {
             let hub = raised(&node, lane, subject).unwrap();
+            assert_eq!(carried(&hub), Some((node.clone(), lane, false)));
+            assert_eq!(carried(&cursor(&node, lane)), Some((node.clone(), lane, true)));
             assert!(edge.iter().all(|filter| !matches(filter, &hub)), "{hub}");
             assert!(matches(lane.filter(), subject));
             assert_eq!(raised(&node, lane, "other.subject"), None);

@@ -220,7 +220,9 @@ impl Both {
             })
             .collect();
         let value = self.step.to_string();
-        let real = link::commit(&self.bus, &messages, &cursor, value.as_bytes(), expect, PATIENCE).await;
+        let at =
+            Raise { subject: cursor.clone(), headers: Headers::new(), payload: Bytes::from(value.clone()) };
+        let real = link::commit(&self.bus, &messages, &at, expect, PATIENCE).await;
         let mut batch: Vec<New> = messages
             .into_iter()
             .map(|raise| New { subject: raise.subject, headers: raise.headers, payload: raise.payload })
@@ -380,7 +382,12 @@ impl Both {
         let expect = self.small.get("small.cursor").map_or(0, |stored| stored.sequence);
         let raise = Raise { subject: "small.two".into(), headers: Headers::new(), payload };
         let messages = vec![raise; usize::try_from(self.random.between(1, 4)).unwrap()];
-        let real = link::commit(&self.bus, &messages, "small.cursor", b"c", expect, PATIENCE).await;
+        let at = Raise {
+            subject: "small.cursor".into(),
+            headers: Headers::new(),
+            payload: Bytes::from_static(b"c"),
+        };
+        let real = link::commit(&self.bus, &messages, &at, expect, PATIENCE).await;
         let mut batch: Vec<New> = messages
             .into_iter()
             .map(|raise| New { subject: raise.subject, headers: raise.headers, payload: raise.payload })

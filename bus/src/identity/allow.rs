@@ -83,11 +83,8 @@ pub fn node_permissions(node: &NodeName) -> (Permissions, Permissions) {
         subscribe_allow: vec!["app.>".to_owned(), inbox],
     };
     for lane in Lane::ALL {
-        let (permissions, stream) = match lane {
-            Lane::Workload => (&mut work, subject::STREAM_FROM),
-            Lane::State | Lane::Events => (&mut control, subject::STREAM_UP),
-        };
-        let cursor = subject::cursor(node, lane);
+        let permissions = if lane.is_alone() { &mut work } else { &mut control };
+        let (stream, cursor) = (lane.hub_stream(), subject::cursor(node, lane));
         permissions.publish_allow.extend(subject::raised(node, lane, lane.filter()));
         // The form with the subject in the subject: the form with it in the body would open every node's messages.
         permissions.publish_allow.push(api(&format!("DIRECT.GET.{stream}.{cursor}")));
@@ -145,6 +142,11 @@ mod tests {
             ("app.default.x", true, true),
             ("from.n1.default.x", true, false),
             ("from.n2.default.x", false, false),
+            ("from-bulk.n1.default.x", true, false),
+            ("from-bulk.n2.default.x", false, false),
+            ("bulk.default.x", false, false),
+            ("_cursor.n1.bulk", true, false),
+            ("_cursor.n2.bulk", false, false),
             ("_cursor.n1.workload", true, false),
             ("_cursor.n2.workload", false, false),
             ("up.default.x", false, false),

@@ -82,9 +82,9 @@ pub(super) async fn open<D: Send + 'static>(
                 }
             });
         }
-        Kind::Consume { stream, durable } => {
+        Kind::Consume { stream, durable, headers_only } => {
             sources.spawn(async move {
-                consume(bus, stream, durable, subject, feed).await.map_err(|e| (line, e))
+                consume(bus, stream, durable, headers_only, subject, feed).await.map_err(|e| (line, e))
             });
         }
         Kind::Publish
@@ -116,6 +116,7 @@ async fn consume<D>(
     bus: Bus,
     stream: &str,
     durable: &str,
+    headers_only: bool,
     filter: String,
     feed: mpsc::Sender<Fed<D>>,
 ) -> Result<(), String> {
@@ -125,6 +126,7 @@ async fn consume<D>(
             .create_consumer(pull::Config {
                 durable_name: Some(durable.to_owned()),
                 filter_subject: filter.clone(),
+                headers_only,
                 ack_policy: AckPolicy::Explicit,
                 ack_wait: ACK_WAIT,
                 max_ack_pending: i64::try_from(INPUTS_MAX).unwrap_or(256),

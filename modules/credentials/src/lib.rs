@@ -115,7 +115,7 @@ impl Module for Credentials {
 pub fn permissions(namespace: &Namespace, inbox: &str) -> Permissions {
     let own = |class: &str| format!("{class}.{namespace}.>");
     Permissions {
-        publish_allow: vec![own("app"), own("up"), own("local")],
+        publish_allow: vec![own("app"), own("up"), own("bulk"), own("local")],
         subscribe_allow: vec![own("app"), own("down"), own("local"), format!("{inbox}.>")],
     }
 }
@@ -184,6 +184,8 @@ mod tests {
         for (subject, publish, hear) in [
             ("app.demo.temp", true, true),
             ("up.demo.temp", true, false),
+            ("bulk.demo.temp", true, false),
+            ("bulk.other.temp", false, false),
             ("down.demo.temp", false, true),
             ("local.demo.a.b", true, true),
             ("app.other.temp", false, false),

@@ -19,11 +19,6 @@ const ENSURE_INTERVAL_MS: u64 = 15_000;
 /// UP is trimmed so often.
 const TRIM_INTERVAL_MS: u64 = 5_000;
 
-/// FROM lets its oldest go when it is so full.
-const FROM_FULL_PERCENT: u64 = 90;
-/// So much of it then goes.
-const FROM_SHED_PERCENT: u64 = 10;
-
 /// All that the module reads and writes.
 pub fn flows() -> Vec<Flow> {
     vec![
@@ -36,7 +31,6 @@ pub fn flows() -> Vec<Flow> {
         Flow::watch(subject::BUCKET_IDENTITY, "node.*", "NodeRecord"),
         Flow::manage("KV_desired", "consumers of nodes"),
         Flow::manage(subject::STREAM_UP, "trim"),
-        Flow::manage(subject::STREAM_FROM, "trim").in_work(),
     ]
 }
 
@@ -97,18 +91,17 @@ impl Module for Links {
 
 /// The rim: `readers` are UP's durable consumers with what each of them takes.
 pub struct LinksRim {
-    /// Durable consumer and its filter. What they have all taken goes.
+    /// Durable consumer and its filter. What it has taken goes.
     pub readers: Vec<(&'static str, String)>,
+    /// A consumer that only counts: nothing goes before it was counted.
+    pub counter: &'static str,
 }
 
 impl Rim<Links> for LinksRim {
     async fn act(&self, bus: &Handles, act: Act) -> Option<()> {
         let done = match &act {
             Act::Ensure(node) => link::ensure_consumer(&bus.control, node).await,
-            Act::Trim => match self.trim(&bus.control).await {
-                Ok(()) => shed(bus).await,
-                error => error,
-            },
+            Act::Trim => self.trim(&bus.control).await,
         };
         if let Err(error) = done {
             tracing::debug!(?act, %error, "done again at the next turn");
@@ -117,27 +110,13 @@ impl Rim<Links> for LinksRim {
     }
 }
 
-/// FROM is the hub's copy of workloads' messages: nobody tells it when they were read. It is kept to its bound by letting
-/// the oldest go, said aloud; otherwise a full stream would stop every node's uplink.
-async fn shed(bus: &Handles) -> Result<(), link::LinkError> {
-    let Some(work) = &bus.work else { return Ok(()) };
-    let state = link::state(work, subject::STREAM_FROM).await?;
-    if state.bytes < state.bytes_max / 100 * FROM_FULL_PERCENT {
-        return Ok(());
-    }
-    let oldest =
-        state.first_sequence + (state.last_sequence - state.first_sequence) * FROM_SHED_PERCENT / 100;
-    tracing::warn!(up_to_sequence = oldest, "stream FROM is nearly full: the oldest workload messages go");
-    // Cursors stand outside the filter: they stay.
-    link::trim(work, subject::STREAM_FROM, "from.>", oldest).await
-}
-
 impl LinksRim {
     async fn trim(&self, bus: &Bus) -> Result<(), link::LinkError> {
+        let counted = link::ack_floor(bus, subject::STREAM_UP, self.counter).await?;
         for (durable, filter) in &self.readers {
-            let taken = link::ack_floor(bus, subject::STREAM_UP, durable).await?;
+            let taken = link::ack_floor(bus, subject::STREAM_UP, durable).await?.min(counted);
             if taken > 0 {
-                // Cursors match no reader's filter: they are never trimmed.
+                // Cursors match no reader's filter: the newest of each is never trimmed.
                 link::trim(bus, subject::STREAM_UP, filter, taken).await?;
             }
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::connection::{Bus, Handles};
-use bus::link::{self, LinkError, Stored};
+use bus::link::{self, Have, LinkError};
 use bus::module::Rim;
 use bus::server::LeafServer;
 use bus::store::Store;
@@ -87,33 +87,34 @@ fn of(bus: &Handles, lane: Lane) -> Result<&Bus, LinkError> {
     bus.bus(account(lane)).ok_or_else(|| LinkError::Lost("no connection in the lane's account".to_owned()))
 }
 
-/// The node's stream of a lane, and the hub's.
-fn streams(lane: Lane) -> (&'static str, &'static str) {
-    match lane {
-        Lane::State | Lane::Events => (subject::STREAM_OUTBOX, subject::STREAM_UP),
-        Lane::Workload => (subject::STREAM_UPLINK, subject::STREAM_FROM),
-    }
-}
-
 fn ms(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn read(bus: &Bus, lane: Lane, from: u64, max_bytes: usize) -> Result<Vec<Stored>, LinkError> {
-    let (stream, _) = streams(lane);
+async fn read(bus: &Bus, lane: Lane, from: u64, max_bytes: usize) -> Result<Have, LinkError> {
+    let stream = lane.edge_stream();
+    let look = || async {
+        let messages = link::read(bus, stream, lane.filter(), from, max_bytes).await?;
+        Ok(Have { messages, through: 0 })
+    };
     // Followed before the first look, so that nothing can come between.
     let mut arrivals = link::arrivals(bus, lane.filter()).await?;
     let deadline = tokio::time::Instant::now() + READ_WAIT;
     loop {
-        for look in 0..STORE_LOOKS {
-            let stored = link::read(bus, stream, lane.filter(), from, max_bytes).await?;
-            if !stored.is_empty() {
-                return Ok(stored);
+        for again in 0..STORE_LOOKS {
+            let have = look().await?;
+            if !have.messages.is_empty() {
+                return Ok(have);
             }
-            tokio::time::sleep(STORE_DELAY * look).await;
+            tokio::time::sleep(STORE_DELAY * again).await;
         }
         match tokio::time::timeout_at(deadline, arrivals.next()).await {
-            Err(_) => return Ok(Vec::new()),
+            Err(_) if lane.is_alone() => return Ok(Have::default()),
+            Err(_) => {
+                // The end is asked for first: what is stored after that is not said to be looked at.
+                let through = link::state(bus, stream).await?.last_sequence;
+                return Ok(Have { through, ..look().await? });
+            }
             Ok(None) => return Err(LinkError::Lost("the subscription ended".to_owned())),
             Ok(Some(_)) => {}
         }
@@ -150,11 +151,11 @@ impl Rim<Sync> for EdgeRim {
                 None
             }
             Act::FindCursor { lane, round } => {
-                let (stream, up) = streams(lane);
                 let found = async {
                     let bus = of(bus, lane)?;
-                    let state = link::state(bus, stream).await?;
-                    Ok((link::cursor(bus, up, &subject::cursor(&self.node, lane)).await?, state))
+                    let state = link::state(bus, lane.edge_stream()).await?;
+                    let cursor = subject::cursor(&self.node, lane);
+                    Ok((link::cursor(bus, lane.hub_stream(), &cursor).await?, state))
                 };
                 Some(Done::Found { lane, round, outcome: found.await })
             }
@@ -165,11 +166,9 @@ impl Rim<Sync> for EdgeRim {
             Act::Commit { lane, round, messages, cursor, expect_revision } => {
                 let since = Instant::now();
                 let bytes = messages.iter().map(|message| message.payload.len() + 200).sum();
-                let to = subject::cursor(&self.node, lane);
                 let commit = async {
-                    let value = schemas::encode(&cursor);
-                    let patience = self.commit_patience.now();
-                    link::commit(of(bus, lane)?, &messages, &to, &value, expect_revision, patience).await
+                    let (cursor, patience) = (cursor.raise(&self.node, lane), self.commit_patience.now());
+                    link::commit(of(bus, lane)?, &messages, &cursor, expect_revision, patience).await
                 };
                 let outcome = commit.await;
                 match &outcome {
@@ -182,8 +181,8 @@ impl Rim<Sync> for EdgeRim {
                 Some(Done::Committed { lane, round, outcome, bytes, took_ms: ms(since) })
             }
             Act::Trim { lane, sequence } => {
-                let (stream, _) = streams(lane);
-                let trim = async { link::trim(of(bus, lane)?, stream, lane.filter(), sequence).await };
+                let trim =
+                    async { link::trim(of(bus, lane)?, lane.edge_stream(), lane.filter(), sequence).await };
                 if let Err(error) = trim.await {
                     tracing::debug!(%error, "the next trim takes it too");
                 }

@@ -5,7 +5,9 @@
 //! taken. After any doubt it is read again; a message that the hub will never take is found by halving the batch, and
 //! dead-lettered.
 
-use bus::link::{LinkError, Raise, Stored, StreamState};
+use bus::link::{Have, LinkError, Raise, Stored, StreamState};
+use schemas::envelope::header;
+use schemas::loss::{Account, Drops, Origin, Reason};
 use schemas::name::NodeName;
 use schemas::subject::{self, Lane};
 use serde::{Deserialize, Serialize};
@@ -17,7 +19,25 @@ pub struct Cursor {
     pub outbox_generation: String,
     /// The last sequence taken.
     pub sequence: u64,
+    /// Where the lane began in that stream, and what it gave up of it.
+    #[serde(default)]
+    pub account: Account,
 }
+
+impl Cursor {
+    /// The cursor as a message. Its headers say the same to the hub's ledger, which does not look into bodies.
+    pub fn raise(&self, node: &NodeName, lane: Lane) -> Raise {
+        let origin = Origin { generation: self.outbox_generation.clone(), sequence: self.sequence };
+        let account = serde_json::to_string(&self.account).unwrap_or_default();
+        let headers = [(header::ORIGIN, origin.to_string()), (header::ACCOUNT, account)];
+        let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        Raise { subject: subject::cursor(node, lane), headers, payload: schemas::encode(self).into() }
+    }
+}
+
+/// Reads that find nothing, one after the other, until an idle lane's cursor follows the stream that it shares: without that
+/// nobody could tell whether what is missing at the hub is the idle lane's and still to come. A read waits some seconds.
+pub const QUIET_READS_MAX: u32 = 12;
 
 /// What the node itself remembers of a lane, on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +58,11 @@ pub struct Up {
     revision: u64,
     limit: usize,
     waiting: u64,
+    waiting_bytes: u64,
+    account: Account,
+    /// What is missing up to here was given up for the disk's sake.
+    cleared: u64,
+    quiet: u32,
 }
 
 #[derive(Debug, PartialEq)]
@@ -45,7 +70,12 @@ enum Phase {
     Away,
     FindingCursor,
     Reading,
-    Committing { last: u64, first: Stored, count: usize },
+    /// `first` of `count` messages: who it is that the hub refuses, when it is alone.
+    Committing {
+        last: u64,
+        first: Option<Stored>,
+        count: usize,
+    },
 }
 
 /// What shall be done.
@@ -93,17 +123,37 @@ impl Up {
             revision: 0,
             limit: usize::MAX,
             waiting: 0,
+            waiting_bytes: 0,
+            account: Account::default(),
+            cleared: 0,
+            quiet: 0,
         }
     }
 
     /// What was saved.
     pub fn restore(&mut self, confirmed: Confirmed) {
+        self.account = confirmed.cursor.account.clone();
         self.confirmed = Some(confirmed);
     }
 
     /// Messages that waited when the stream was last looked at.
     pub fn waiting(&self) -> u64 {
         self.waiting
+    }
+
+    /// Their bytes.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes
+    }
+
+    /// What the lane gave up of the present stream.
+    pub fn drops(&self) -> &Drops {
+        &self.account.drops
+    }
+
+    /// What stood in the lane's stream up to here was given up for the disk's sake.
+    pub fn cleared(&mut self, sequence: u64) {
+        self.cleared = self.cleared.max(sequence);
     }
 
     /// Contact, or after a doubt.
@@ -140,11 +190,14 @@ impl Up {
         };
         self.generation = state.generation.clone();
         self.waiting = state.messages;
+        self.waiting_bytes = state.bytes;
+        self.quiet = 0;
         let same = |cursor: &&Cursor| {
             cursor.outbox_generation == state.generation && cursor.sequence <= state.last_sequence
         };
         let before_first = state.first_sequence.saturating_sub(1);
         let known = self.confirmed.as_ref().map(|confirmed| &confirmed.cursor);
+        let mut lost = None;
         let taken = match &remote {
             Some((revision, cursor)) => {
                 self.revision = *revision;
@@ -153,10 +206,11 @@ impl Up {
                 if let Some(known) = known.filter(|known| same(known) && known.sequence > taken) {
                     steps.push(Step::Rewound(self.lane));
                     steps.push(Step::Tell("CursorBehind", behind_text(self.lane, taken, known, state)));
+                    lost = Some((taken + 1, known.sequence.min(before_first)));
                     // From now on that is what the hub has: told once.
-                    let cursor = Cursor { outbox_generation: state.generation.clone(), sequence: taken };
+                    let cursor = Cursor { sequence: taken, ..cursor_of(state, known.account.clone()) };
                     steps.push(Step::Save(self.lane, Confirmed { cursor }));
-                } else if !same(&cursor) {
+                } else if !same(&cursor) && self.lane != Lane::Bulk {
                     steps.push(Step::Tell(
                         "OutboxReplaced",
                         format!(
@@ -184,7 +238,19 @@ impl Up {
                 known.filter(same)
             }
         };
-        self.next = taken.map_or(before_first, |cursor| cursor.sequence).max(before_first) + 1;
+        self.account = taken.map(|cursor| cursor.account.clone()).unwrap_or_default();
+        if taken.is_none() {
+            self.account.began = before_first + 1;
+        }
+        if let Some((first, last)) = lost {
+            self.account.drops.add(first, last, Reason::HubRestored);
+        }
+        self.next = match taken {
+            // What is no longer there is found missing, and counted, when the stream is read.
+            Some(cursor) if self.lane == Lane::Bulk => cursor.sequence + 1,
+            Some(cursor) => cursor.sequence.max(before_first) + 1,
+            None => before_first + 1,
+        };
         if let Some(Step::Save(_, confirmed)) = steps.last() {
             self.confirmed = Some(confirmed.clone());
         }
@@ -198,36 +264,55 @@ impl Up {
     }
 
     /// What stands in the stream from the asked sequence on.
-    pub fn have(&mut self, messages: Vec<Stored>) -> Vec<Step> {
+    pub fn have(&mut self, have: Have) -> Vec<Step> {
         if self.phase != Phase::Reading {
             return Vec::new();
         }
         let mut messages: Vec<Stored> =
-            messages.into_iter().filter(|message| message.sequence >= self.next).collect();
+            have.messages.into_iter().filter(|message| message.sequence >= self.next).collect();
         messages.truncate(self.limit);
         let (Some(first), Some(last)) = (messages.first().cloned(), messages.last().map(|m| m.sequence))
         else {
-            return vec![self.read()];
+            return vec![self.found_nothing(have.through)];
         };
+        self.quiet = 0;
+        if self.lane == Lane::Bulk && first.sequence > self.next {
+            let reason = if first.sequence <= self.cleared + 1 { Reason::DiskFull } else { Reason::Overflow };
+            self.account.drops.add(self.next, first.sequence - 1, reason);
+            self.next = first.sequence; // counted, whatever becomes of the batch
+        }
         self.waiting = self.waiting.max(messages.len() as u64);
         let raises: Vec<Raise> = messages
             .into_iter()
             .filter_map(|message| {
                 let subject = subject::raised(&self.node, self.lane, &message.subject)?;
-                Some(Raise { subject, headers: message.headers, payload: message.payload })
+                let origin = Origin { generation: self.generation.clone(), sequence: message.sequence };
+                let mut headers = message.headers;
+                headers.insert(header::ORIGIN.to_owned(), origin.to_string());
+                Some(Raise { subject, headers, payload: message.payload })
             })
             .collect();
-        self.phase = Phase::Committing { last, first, count: raises.len() };
+        self.phase = Phase::Committing { last, first: Some(first), count: raises.len() };
         vec![self.commit(raises, last)]
     }
 
-    fn commit(&self, messages: Vec<Raise>, last: u64) -> Step {
-        Step::Commit {
-            lane: self.lane,
-            messages,
-            cursor: Cursor { outbox_generation: self.generation.clone(), sequence: last },
-            expect_revision: self.revision,
+    /// The lane has nothing up to `through`, the stream's last sequence (0: not known).
+    fn found_nothing(&mut self, through: u64) -> Step {
+        self.quiet += 1;
+        if self.quiet < QUIET_READS_MAX || through < self.next || self.lane.is_alone() {
+            return self.read();
         }
+        self.quiet = 0;
+        self.phase = Phase::Committing { last: through, first: None, count: 0 };
+        self.commit(Vec::new(), through)
+    }
+
+    fn commit(&self, messages: Vec<Raise>, last: u64) -> Step {
+        Step::Commit { lane: self.lane, messages, cursor: self.cursor(last), expect_revision: self.revision }
+    }
+
+    fn cursor(&self, sequence: u64) -> Cursor {
+        Cursor { outbox_generation: self.generation.clone(), sequence, account: self.account.clone() }
     }
 
     /// What became of the batch.
@@ -244,8 +329,7 @@ impl Up {
                 self.next = last + 1;
                 self.limit = usize::MAX;
                 self.waiting = self.waiting.saturating_sub(count as u64);
-                let cursor = Cursor { outbox_generation: self.generation.clone(), sequence: last };
-                let confirmed = Confirmed { cursor };
+                let confirmed = Confirmed { cursor: self.cursor(last) };
                 self.confirmed = Some(confirmed.clone());
                 vec![Step::Save(self.lane, confirmed), Step::Trim(self.lane, last), self.read()]
             }
@@ -260,20 +344,27 @@ impl Up {
                 self.limit = count / 2;
                 vec![self.read()]
             }
-            Err(error) if count == 1 => {
+            Err(error) => match first.filter(|_| count == 1) {
                 // Alone it is refused: step over it, by a batch of the cursor only.
-                self.limit = usize::MAX;
-                self.phase = Phase::Committing { last, first: first.clone(), count: 0 };
-                vec![Step::Dead(first, error.to_string()), self.commit(Vec::new(), last)]
-            }
-            Err(error) => {
-                vec![
+                Some(first) => {
+                    self.limit = usize::MAX;
+                    self.account.drops.add(first.sequence, first.sequence, Reason::DeadLetter);
+                    self.next = last + 1; // counted, whatever becomes of the batch
+                    self.phase = Phase::Committing { last, first: None, count: 0 };
+                    vec![Step::Dead(first, error.to_string()), self.commit(Vec::new(), last)]
+                }
+                None => vec![
                     Step::Tell("CursorRefused", format!("lane {}: {error}", self.lane.as_str())),
                     Step::Pause(self.lane),
-                ]
-            }
+                ],
+            },
         }
     }
+}
+
+/// A cursor of the stream as it is, at its beginning.
+fn cursor_of(state: &StreamState, account: Account) -> Cursor {
+    Cursor { outbox_generation: state.generation.clone(), sequence: 0, account }
 }
 
 /// What became of the messages between the hub's cursor and what it had confirmed. Told, because nothing may be skipped or
@@ -316,6 +407,10 @@ mod tests {
         }
     }
 
+    fn have(messages: Vec<Stored>) -> Have {
+        Have { messages, through: 0 }
+    }
+
     fn stored(sequence: u64) -> Stored {
         Stored {
             sequence,
@@ -326,7 +421,11 @@ mod tests {
     }
 
     fn cursor(generation: &str, sequence: u64) -> Vec<u8> {
-        schemas::encode(&Cursor { outbox_generation: generation.into(), sequence })
+        schemas::encode(&Cursor {
+            outbox_generation: generation.into(),
+            sequence,
+            account: Account::default(),
+        })
     }
 
     /// From which sequence does it read after finding that?
@@ -340,7 +439,9 @@ mod tests {
 
     #[test]
     fn it_begins_where_the_hub_ended() {
-        let confirmed = Confirmed { cursor: Cursor { outbox_generation: "g".into(), sequence: 7 } };
+        let confirmed = Confirmed {
+            cursor: Cursor { outbox_generation: "g".into(), sequence: 7, account: Account::default() },
+        };
         for (name, confirmed, remote, state, from) in [
             ("first contact", None, None, state("g", 1, 9), 1),
             ("after a cut", None, Some((3, cursor("g", 5))), state("g", 6, 9), 6),
@@ -378,7 +479,9 @@ mod tests {
             (9, "6 to 8 were trimmed here and are lost with"),
         ] {
             let mut up = up();
-            up.restore(Confirmed { cursor: Cursor { outbox_generation: "g".into(), sequence: 8 } });
+            up.restore(Confirmed {
+                cursor: Cursor { outbox_generation: "g".into(), sequence: 8, account: Account::default() },
+            });
             up.connect();
             let steps = up.found(Some((3, cursor("g", 5))), &state("g", first, 9));
             let [
@@ -397,7 +500,9 @@ mod tests {
             assert!(matches!(again.as_slice(), [Step::Read(..)]), "{again:?}");
         }
         let mut up = up();
-        up.restore(Confirmed { cursor: Cursor { outbox_generation: "g".into(), sequence: 8 } });
+        up.restore(Confirmed {
+            cursor: Cursor { outbox_generation: "g".into(), sequence: 8, account: Account::default() },
+        });
         up.connect();
         let older = up.found(Some((3, cursor("f", 9))), &state("g", 1, 9));
         assert!(
@@ -407,7 +512,9 @@ mod tests {
             ),
             "it knows only the stream before: {older:?}"
         );
-        up.restore(Confirmed { cursor: Cursor { outbox_generation: "g".into(), sequence: 8 } });
+        up.restore(Confirmed {
+            cursor: Cursor { outbox_generation: "g".into(), sequence: 8, account: Account::default() },
+        });
         up.connect();
         let ahead = up.found(Some((3, cursor("g", 9))), &state("g", 9, 9));
         assert!(matches!(ahead.as_slice(), [Step::Read(..)]), "an answer was lost: {ahead:?}");
@@ -417,7 +524,7 @@ mod tests {
     fn a_batch_moves_the_cursor_under_compare_and_set() {
         let mut up = up();
         reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 6, 8));
-        let steps = up.have(vec![stored(6), stored(8)]);
+        let steps = up.have(have(vec![stored(6), stored(8)]));
         let [Step::Commit { messages, cursor, expect_revision, .. }] = steps.as_slice() else { panic!() };
         assert_eq!((messages.len(), cursor.sequence, *expect_revision), (2, 8, 3));
         let steps = up.committed(Ok(40));
@@ -429,10 +536,10 @@ mod tests {
     fn any_doubt_reads_the_cursor_again() {
         let mut up = up();
         reads_from(&mut up, None, state("g", 1, 3));
-        up.have(vec![stored(1)]);
+        up.have(have(vec![stored(1)]));
         assert_eq!(up.committed(Err(LinkError::CursorMoved)), [Step::FindCursor(Lane::Events)]);
         reads_from(&mut up, None, state("g", 1, 3));
-        up.have(vec![stored(1)]);
+        up.have(have(vec![stored(1)]));
         assert_eq!(up.committed(Err(LinkError::Lost("cut".into()))), [Step::Pause(Lane::Events)]);
         assert_eq!(up.connect(), Step::FindCursor(Lane::Events));
     }
@@ -443,7 +550,7 @@ mod tests {
         let mut up = up();
         reads_from(&mut up, None, state("g", 1, 8));
         let (mut taken, mut dead, mut revision) = (Vec::new(), Vec::new(), 0);
-        let mut steps = up.have((1..=8).map(stored).collect());
+        let mut steps = up.have(have((1..=8).map(stored).collect()));
         for _ in 0..50 {
             let mut next = Vec::new();
             for step in steps {
@@ -461,7 +568,7 @@ mod tests {
                         next.extend(up.committed(outcome));
                     }
                     Step::Read(_, from) if from <= 8 => {
-                        next.extend(up.have((from..=8).map(stored).collect()))
+                        next.extend(up.have(have((from..=8).map(stored).collect())))
                     }
                     Step::Dead(message, _) => dead.push(message.sequence),
                     _ => {}
@@ -477,8 +584,110 @@ mod tests {
     fn a_full_hub_is_waited_for_not_skipped() {
         let mut up = up();
         reads_from(&mut up, None, state("g", 1, 1));
-        up.have(vec![stored(1)]);
+        up.have(have(vec![stored(1)]));
         let full = LinkError::Refused { code: 10_077, cause: "maximum bytes exceeded".into() };
         assert_eq!(up.committed(Err(full)), [Step::Pause(Lane::Events)]);
+    }
+
+    /// The one commit among the steps: subjects with their origins, and the cursor.
+    fn commit_of(steps: &[Step]) -> (Vec<String>, Cursor) {
+        let commit = steps.iter().find_map(|step| match step {
+            Step::Commit { messages, cursor, .. } => Some((messages, cursor.clone())),
+            _ => None,
+        });
+        let (messages, cursor) = commit.unwrap_or_else(|| panic!("{steps:?}"));
+        (messages.iter().map(|message| message.headers[header::ORIGIN].clone()).collect(), cursor)
+    }
+
+    fn bulk() -> Up {
+        Up::new(NodeName::new("n1").unwrap(), Lane::Bulk)
+    }
+
+    fn bulk_stored(sequence: u64) -> Stored {
+        Stored { subject: "bulk.demo.t".into(), ..stored(sequence) }
+    }
+
+    #[test]
+    fn every_message_says_where_it_stood() {
+        let mut up = up();
+        reads_from(&mut up, None, state("g", 1, 3));
+        let (origins, cursor) = commit_of(&up.have(have(vec![stored(1), stored(3)])));
+        assert_eq!(origins, ["g.1", "g.3"]);
+        let raised = cursor.raise(&NodeName::new("n1").unwrap(), Lane::Events);
+        assert_eq!(raised.headers[header::ORIGIN], "g.3");
+        assert_eq!(raised.headers[header::ACCOUNT], r#"{"began":1}"#);
+    }
+
+    #[test]
+    fn what_telemetry_overflowed_is_counted_once_in_the_cursor() {
+        let mut up = bulk();
+        assert_eq!(
+            reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 9, 20)),
+            6,
+            "nothing is skipped unseen"
+        );
+        let (_, commit) = commit_of(&up.have(have(vec![bulk_stored(9), bulk_stored(10)])));
+        assert_eq!((commit.sequence, commit.account.drops.count()), (10, 3), "6, 7 and 8");
+        assert_eq!(commit.account.drops.recent[0].reason, Reason::Overflow);
+        // A batch that is halved does not count it again, and one that was lost is counted from where the hub stands.
+        up.committed(Err(LinkError::Refused { code: 1, cause: "no".into() }));
+        let (_, commit) = commit_of(&up.have(have(vec![bulk_stored(9), bulk_stored(10)])));
+        assert_eq!((commit.sequence, commit.account.drops.count()), (9, 3));
+        up.committed(Err(LinkError::Lost("cut".into())));
+        assert_eq!(reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 12, 20)), 6);
+        up.cleared(11);
+        let (_, commit) = commit_of(&up.have(have(vec![bulk_stored(12)])));
+        assert_eq!(commit.account.drops.total, [(Reason::DiskFull, 6)].into());
+        up.committed(Ok(4));
+        // The hub's cursor carries it on.
+        let kept = schemas::encode(&commit);
+        assert_eq!(reads_from(&mut up, Some((4, kept)), state("g", 12, 20)), 13);
+        assert_eq!(up.drops().count(), 6);
+        assert_eq!(reads_from(&mut up, Some((4, cursor("g", 12))), state("h", 4, 20)), 4, "another stream");
+        assert!(up.drops().is_empty());
+    }
+
+    #[test]
+    fn a_dead_letter_and_what_a_restored_hub_lost_are_counted() {
+        let mut up = up();
+        reads_from(&mut up, None, state("g", 1, 3));
+        up.have(have(vec![stored(1)]));
+        let steps = up.committed(Err(LinkError::Refused { code: 1, cause: "never".into() }));
+        let (messages, commit) = commit_of(&steps);
+        assert!(messages.is_empty() && matches!(steps[0], Step::Dead(..)));
+        assert_eq!(commit.account.drops.total, [(Reason::DeadLetter, 1)].into());
+
+        let mut up = self::up();
+        up.restore(Confirmed {
+            cursor: Cursor { outbox_generation: "g".into(), sequence: 8, account: Account::default() },
+        });
+        assert_eq!(reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 8, 9)), 8);
+        let (_, commit) = commit_of(&up.have(have(vec![stored(8)])));
+        assert_eq!(commit.account.drops.total, [(Reason::HubRestored, 2)].into(), "6 and 7");
+    }
+
+    #[test]
+    fn an_idle_lanes_cursor_follows_the_stream_that_it_shares_now_and_then() {
+        let nothing = |through| Have { messages: Vec::new(), through };
+        let mut up = up();
+        reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 6, 90));
+        for _ in 1..QUIET_READS_MAX {
+            assert!(matches!(up.have(nothing(90)).as_slice(), [Step::Read(_, 6)]));
+        }
+        let (messages, commit) = commit_of(&up.have(nothing(90)));
+        assert_eq!((messages.len(), commit.sequence), (0, 90));
+        let steps = up.committed(Ok(4));
+        assert!(
+            matches!(steps.as_slice(), [Step::Save(..), Step::Trim(_, 90), Step::Read(_, 91)]),
+            "{steps:?}"
+        );
+        for _ in 0..3 * QUIET_READS_MAX {
+            assert!(matches!(up.have(nothing(90)).as_slice(), [Step::Read(_, 91)]), "it is there already");
+        }
+        let mut alone = bulk();
+        reads_from(&mut alone, None, state("g", 1, 0));
+        for _ in 0..3 * QUIET_READS_MAX {
+            assert!(matches!(alone.have(nothing(90)).as_slice(), [Step::Read(..)]));
+        }
     }
 }

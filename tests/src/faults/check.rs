@@ -124,6 +124,10 @@ pub async fn settled(cluster: &Cluster, edge: &Edge, load: &Load) -> anyhow::Res
         Ok(true)
     })
     .await?;
+    eventually("the hub's own ledger misses nothing and has nothing twice", RECOVERY_SECONDS, async || {
+        cluster.edgewire_ok(&["loss", "--check"]).await.map(|_| true)
+    })
+    .await?;
     eventually("every module runs", RECOVERY_SECONDS, async || {
         let idle: Vec<String> =
             modules(cluster).await?.into_iter().filter(|line| !line.ends_with(" Running")).collect();

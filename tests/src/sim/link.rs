@@ -1,8 +1,6 @@
 //! What the edge's `sync` wants done, as `sync::rim` and `bus::link` do it, on the model.
 
-use bus::link::{BATCH_MESSAGES_MAX, LinkError, Pulled, Stored, StreamState};
-use bytes::Bytes;
-use schemas::envelope::Headers;
+use bus::link::{BATCH_MESSAGES_MAX, Have, LinkError, Pulled, Stored, StreamState};
 use schemas::subject::{self, DesiredKey, Lane};
 use sync::edge::{Act, Done, Sync};
 
@@ -39,13 +37,6 @@ fn lost() -> LinkError {
     LinkError::Lost("no answer".to_owned())
 }
 
-fn streams(lane: Lane) -> (&'static str, &'static str) {
-    match lane {
-        Lane::State | Lane::Events => (subject::STREAM_OUTBOX, subject::STREAM_UP),
-        Lane::Workload => (subject::STREAM_UPLINK, subject::STREAM_FROM),
-    }
-}
-
 /// Carries out one act of a node's sync.
 pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
     match act {
@@ -66,24 +57,22 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
                 let count = reads.len();
                 reads.retain(|read| read.id != id);
                 if reads.len() < count {
-                    let outcome = if w.servers[edge + 1].up { Ok(Vec::new()) } else { Err(lost()) };
+                    let outcome =
+                        if w.servers[edge + 1].up { Ok(nothing(w, edge, lane)) } else { Err(lost()) };
                     runner::done::<Sync>(w, edge, incarnation, Done::Have { lane, round, outcome });
                 }
             });
         }
         Act::Commit { lane, round, messages, cursor, expect_revision } => {
-            let (_, stream) = streams(lane);
+            let stream = lane.hub_stream();
             let sent_us = w.at_us;
             let bytes = messages.iter().map(|message| message.payload.len() + 200).sum();
             let mut batch: Vec<New> = messages
                 .into_iter()
                 .map(|raise| New { subject: raise.subject, headers: raise.headers, payload: raise.payload })
                 .collect();
-            batch.push(New {
-                subject: subject::cursor(&w.edges[edge].name, lane),
-                headers: Headers::new(),
-                payload: Bytes::from(schemas::encode(&cursor)),
-            });
+            let cursor = cursor.raise(&w.edges[edge].name, lane);
+            batch.push(New { subject: cursor.subject, headers: cursor.headers, payload: cursor.payload });
             let at_hub = move |w: &mut World, asker: &Asker<Result<u64, LinkError>>| {
                 let outcome = match server::commit(w, stream, batch.clone(), expect_revision) {
                     Ok(revision) => Ok(revision),
@@ -104,7 +93,7 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
             let delay = w.near_us();
             w.after(delay, move |w| {
                 if w.servers[edge + 1].up
-                    && let Some(stream) = w.servers[edge + 1].server.stream_mut(streams(lane).0)
+                    && let Some(stream) = w.servers[edge + 1].server.stream_mut(lane.edge_stream())
                 {
                     stream.purge(lane.filter(), sequence);
                 }
@@ -244,15 +233,25 @@ pub fn wake_reads(w: &mut World, edge: usize) {
             if stored.is_empty() {
                 w.edges[edge].reads.push(read);
             } else {
-                let have = Done::Have { lane: read.lane, round: read.round, outcome: Ok(stored) };
+                let have = Done::Have {
+                    lane: read.lane,
+                    round: read.round,
+                    outcome: Ok(Have { messages: stored, through: 0 }),
+                };
                 runner::done::<Sync>(w, edge, read.incarnation, have);
             }
         }
     });
 }
 
+/// A read that waited in vain: what the stream holds, it holds for other lanes.
+fn nothing(w: &World, edge: usize, lane: Lane) -> Have {
+    let stream = w.servers[edge + 1].server.stream(lane.edge_stream()).filter(|_| !lane.is_alone());
+    Have { messages: Vec::new(), through: stream.map_or(0, |stream| stream.last_sequence()) }
+}
+
 fn read_now(w: &World, edge: usize, read: &WaitingRead) -> Vec<Stored> {
-    let Some(stream) = w.servers[edge + 1].server.stream(streams(read.lane).0) else { return Vec::new() };
+    let Some(stream) = w.servers[edge + 1].server.stream(read.lane.edge_stream()) else { return Vec::new() };
     let mut bytes = 0;
     let mut stored = Vec::new();
     for message in stream.read(read.lane.filter(), read.from).take(BATCH_MESSAGES_MAX) {
@@ -275,7 +274,7 @@ fn read_now(w: &World, edge: usize, read: &WaitingRead) -> Vec<Stored> {
 type Found = Option<(u64, Vec<u8>)>;
 
 fn find_cursor(w: &mut World, edge: usize, incarnation: u64, lane: Lane, round: u64) {
-    let (local, remote) = streams(lane);
+    let (local, remote) = (lane.edge_stream(), lane.hub_stream());
     let delay = w.near_us();
     w.after(delay, move |w| {
         let Some(stream) = w.servers[edge + 1].server.stream(local).filter(|_| w.servers[edge + 1].up) else {

@@ -162,7 +162,7 @@ fn open<M: Hosted>(w: &mut World, index: usize, incarnation: u64, tell: &Tell) {
         match flow.kind {
             Kind::Watch { bucket } => server::watch(w, at, bucket, &flow.subject, tell, fail),
             Kind::Subscribe { .. } => server::subscribe(w, at, &flow.subject, tell, fail),
-            Kind::Consume { stream, durable } => {
+            Kind::Consume { stream, durable, .. } => {
                 server::consume(w, at, stream, durable, &flow.subject, tell, fail);
             }
             _ => {}

@@ -97,7 +97,7 @@ pub fn start(w: &mut World, at: usize) {
             bucket_config(subject::BUCKET_OBJECTS),
             bucket_config(subject::BUCKET_DESIRED),
             stream_config(subject::STREAM_UP, &["ew.in.>"]),
-            stream_config(subject::STREAM_FROM, &["from.>", "_cursor.>"]),
+            stream_config(subject::STREAM_FROM, &["from.>", "from-bulk.>", "_cursor.>"]),
             stream_config(subject::STREAM_DEAD, &["ew.dead.>"]),
         ]
     } else {
@@ -105,6 +105,7 @@ pub fn start(w: &mut World, at: usize) {
             bucket_config(subject::BUCKET_LOCAL),
             stream_config(subject::STREAM_OUTBOX, &["ew.rep.>", "ew.evt.>"]),
             stream_config(subject::STREAM_UPLINK, &["up.>"]),
+            stream_config(subject::STREAM_BULK, &["bulk.>"]),
             stream_config(subject::STREAM_DEAD, &["ew.dead.>"]),
         ]
     };

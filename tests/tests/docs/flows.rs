@@ -43,6 +43,7 @@ pub fn document() -> String {
         (api::NAME, "modules/api", api::flows()),
         ("events", "modules/events", events::flows()),
         (identity::NAME, "modules/identity", identity::flows()),
+        (ledger::NAME, "modules/ledger", ledger::flows()),
         (sync::hub::NAME, "modules/sync", sync::hub::flows()),
         ("nodes", "modules/nodes", nodes::flows()),
         ("placement", "modules/placement", placement::flows()),

@@ -10,6 +10,7 @@ use async_nats::{Client, ConnectOptions, HeaderMap};
 use bus::module::Account;
 use futures::StreamExt;
 use rustls::pki_types::ServerName;
+use schemas::subject::STREAM_FROM;
 use tests::cluster::{Cluster, Edge, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,7 +23,7 @@ const SILENCE: Duration = Duration::from_millis(700);
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A raw client with the node's own credentials at the hub's bus, as who has the machine would use them.
-async fn as_node(cluster: &Cluster, edge: &Edge, account: Account) -> anyhow::Result<Client> {
+pub async fn as_node(cluster: &Cluster, edge: &Edge, account: Account) -> anyhow::Result<Client> {
     let dir = edge.data_dir().join("hub");
     let creds = dir.join(format!("{}.creds", account.as_str().to_lowercase()));
     let options = ConnectOptions::with_credentials_file(creds).await?;
@@ -144,6 +145,19 @@ async fn who_has_a_node_has_that_node_alone() -> anyhow::Result<()> {
         let message = tokio::time::timeout(Duration::from_millis(50), messages.next()).await;
         anyhow::ensure!(!matches!(message, Ok(Some(_))), "a node heard {message:?} on {subject}");
     }
+
+    // One message that it may send cannot take away what others sent.
+    let before = cluster.stored(Account::Work, STREAM_FROM, ">").await?.len();
+    for header in ["all", "sub"] {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Rollup", header);
+        let sent = work.request_with_headers("from.edge-a.default.x", headers.clone(), "x".into()).await?;
+        anyhow::ensure!(sent.payload.starts_with(b"{\"error\""), "{header}: {:?}", sent.payload);
+        let sent =
+            control.request_with_headers("ew.in.edge-a.events.ew.evt.a.B", headers, "x".into()).await?;
+        anyhow::ensure!(sent.payload.starts_with(b"{\"error\""), "{header}: {:?}", sent.payload);
+    }
+    anyhow::ensure!(cluster.stored(Account::Work, STREAM_FROM, ">").await?.len() >= before);
 
     // It holds as many batches open as it can, in streams of its own right; the other node's word still gets through.
     for n in 0..400 {

@@ -17,6 +17,7 @@ mod hub;
 mod identity;
 mod kill;
 mod kubectl;
+mod loss;
 mod outage;
 mod programs;
 mod restore;

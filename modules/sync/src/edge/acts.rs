@@ -1,7 +1,7 @@
 //! What the edge's module reads and writes, and what passes between it and its rim.
 
 use bus::flow::Flow;
-use bus::link::{LinkError, Pulled, Raise, Stored, StreamState};
+use bus::link::{Have, LinkError, Pulled, Raise, StreamState};
 use bus::module::Account;
 use bus::server::LinkFacts;
 use schemas::name::NodeName;
@@ -112,7 +112,7 @@ pub enum Done {
         /// Which round.
         round: u64,
         /// The messages.
-        outcome: Result<Vec<Stored>, LinkError>,
+        outcome: Result<Have, LinkError>,
     },
     /// What became of a batch.
     Committed {
@@ -159,23 +159,24 @@ pub fn flows(node: &NodeName) -> Vec<Flow> {
             "read of the node's cursor",
         ),
         link_work(format!("from.{node}.>"), "workload messages"),
+        link_work(format!("from-bulk.{node}.>"), "telemetry of workloads"),
         link_work(subject::cursor(node, Lane::Workload), "cursor"),
+        link_work(subject::cursor(node, Lane::Bulk), "cursor"),
         link_work(
             format!("$JS.{hub}.API.DIRECT.GET.{}._cursor.{node}.*", subject::STREAM_FROM),
             "read of the node's cursor",
         ),
         Flow::manage(subject::STREAM_OUTBOX, "read and trim"),
         Flow::manage(subject::STREAM_UPLINK, "read and trim").in_work(),
+        Flow::manage(subject::STREAM_BULK, "read and trim").in_work(),
         Flow::arrivals(Lane::State.filter()),
         Flow::arrivals(Lane::Events.filter()),
         Flow::arrivals(Lane::Workload.filter()).in_work(),
+        Flow::arrivals(Lane::Bulk.filter()).in_work(),
     ]
 }
 
 /// The account a lane lives in.
 pub fn account(lane: Lane) -> Account {
-    match lane {
-        Lane::State | Lane::Events => Account::Control,
-        Lane::Workload => Account::Work,
-    }
+    if lane.is_alone() { Account::Work } else { Account::Control }
 }

@@ -12,6 +12,9 @@ use schemas::subject::{self, Lane};
 use super::{Act, Effects, HEARTBEAT, NAME, Sync};
 use crate::watchdog::Verdict;
 
+/// What waits is counted for so long before the link's return is told.
+const LOOK_PATIENCE_MS: u64 = 5_000;
+
 /// What is known of the link.
 #[derive(Debug, Default)]
 pub(super) struct Link {
@@ -34,6 +37,8 @@ pub(super) struct Link {
 pub(super) struct Returned {
     /// How long it was away; `None` at the first contact.
     away_ms: Option<u64>,
+    /// When it returned.
+    at: Timestamp,
     /// Lanes that have looked at their streams.
     looked: BTreeSet<Lane>,
 }
@@ -81,7 +86,7 @@ impl Sync {
         if returned {
             self.link.up = true;
             let away = self.link.down_since.take().map(|since| now.since_ms(since));
-            self.link.untold = Some(Returned { away_ms: away, looked: BTreeSet::new() });
+            self.link.untold = Some(Returned { away_ms: away, at: now, looked: BTreeSet::new() });
         }
         if returned || restarted {
             // What a lane waits for from a hub that is gone never comes.
@@ -99,22 +104,29 @@ impl Sync {
         self.announce(now, effects);
     }
 
-    /// The lane has looked at its stream. When all have, it is known what waited, and the return is told.
-    pub(super) fn looked(&mut self, lane: Lane, now: Timestamp, effects: &mut Effects) {
+    /// A lane has looked at its stream, or time passed. When all have, it is known what waited, and the return is told; a
+    /// lane that cannot look keeps it back for a moment only.
+    pub(super) fn looked(&mut self, lane: Option<Lane>, now: Timestamp, effects: &mut Effects) {
         let Some(returned) = &mut self.link.untold else { return };
-        returned.looked.insert(lane);
-        if !Lane::ALL.iter().all(|lane| returned.looked.contains(lane)) {
+        returned.looked.extend(lane);
+        let all = Lane::ALL.iter().all(|lane| returned.looked.contains(lane));
+        if !all && now.since_ms(returned.at) < LOOK_PATIENCE_MS {
             return;
         }
         let away_ms = returned.away_ms;
         self.link.untold = None;
-        let waiting = |lane| self.lanes.get(&lane).map_or(0, |of| of.up.waiting());
+        let waited = |lane, what: &str| {
+            let up = self.lanes.get(&lane).map(|of| &of.up);
+            let (count, bytes) = up.map_or((0, 0), |up| (up.waiting(), up.waiting_bytes()));
+            format!("{count} {what} ({bytes} bytes)")
+        };
         // State and events stand in one stream: it is counted once.
         let text = format!(
-            "link is up{}; {} reports and events and {} workload messages waited",
+            "link is up{}; {}, {} and {} waited",
             away_ms.map(|ms| format!(" after {} s", ms / 1000)).unwrap_or_default(),
-            waiting(Lane::State),
-            waiting(Lane::Workload),
+            waited(Lane::State, "reports and events"),
+            waited(Lane::Workload, "workload messages"),
+            waited(Lane::Bulk, "of telemetry"),
         );
         self.tell(Severity::Normal, "LinkUp", text, now, effects);
     }

@@ -77,6 +77,8 @@ struct LaneUp {
     up: Up,
     pace: Pace,
     retry_at: Option<Timestamp>,
+    /// How many dropped messages were told, and when.
+    told_drops: (u64, Timestamp),
     /// Counts what the lane wanted done: one thing at a time, and only its outcome counts.
     round: u64,
 }
@@ -91,7 +93,16 @@ impl Sync {
             .into_iter()
             .map(|lane| {
                 let up = Up::new(node.clone(), lane);
-                (lane, LaneUp { up, pace: Pace::default(), retry_at: None, round: 0 })
+                (
+                    lane,
+                    LaneUp {
+                        up,
+                        pace: Pace::default(),
+                        retry_at: None,
+                        told_drops: Default::default(),
+                        round: 0,
+                    },
+                )
             })
             .collect();
         Self {
@@ -162,9 +173,11 @@ impl Sync {
             self.looked_at = Some(now);
             effects.push(Effect::Act(Act::LookAtStore));
         }
+        self.tell_drops(now, effects);
         if !self.link.up {
             return;
         }
+        self.looked(None, now, effects);
         self.mark(effects);
         if self.retry_down_at.is_some_and(|at| at <= now) && !self.asking && self.local_current {
             self.retry_down_at = None;
@@ -193,6 +206,7 @@ impl Module for Sync {
             for (lane, of) in &mut self.lanes {
                 let confirmed = schemas::decode::<Confirmed>(&value);
                 if let (true, Ok(confirmed)) = (key.strip_prefix("lane.") == Some(lane.as_str()), confirmed) {
+                    of.told_drops.0 = confirmed.cursor.account.drops.count();
                     of.up.restore(confirmed);
                 }
             }
@@ -289,7 +303,11 @@ mod tests {
     /// The state lane finds that cursor at the hub.
     fn finds(sync: &mut Sync, sequence: u64) -> Effects {
         let round = sync.lanes[&Lane::State].round;
-        let cursor = schemas::encode(&crate::up::Cursor { outbox_generation: "o".into(), sequence });
+        let cursor = schemas::encode(&crate::up::Cursor {
+            outbox_generation: "o".into(),
+            sequence,
+            account: Default::default(),
+        });
         let state = bus::link::StreamState {
             generation: "o".into(),
             first_sequence: 1,
@@ -309,7 +327,8 @@ mod tests {
             effects.iter().filter(mark).count()
         };
         let mut sync = Sync::new(NodeName::new("n1").unwrap(), "b".into(), Vec::new());
-        let confirmed = crate::up::Cursor { outbox_generation: "o".into(), sequence: 8 };
+        let confirmed =
+            crate::up::Cursor { outbox_generation: "o".into(), sequence: 8, account: Default::default() };
         let confirmed = schemas::encode(&Confirmed { cursor: confirmed });
         sync.restore(vec![("lane.state".into(), confirmed)], NOW);
         sync.apply(Input::Current { bucket: BUCKET_LOCAL.into(), filter: ">".into() }, NOW);

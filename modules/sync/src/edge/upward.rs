@@ -8,6 +8,9 @@ use schemas::subject::Lane;
 use super::{Act, Done, Effects, RETRY_MS, REWOUND, Sync};
 use crate::up::{self, Up};
 
+/// What lanes dropped is told so often at most.
+const DROPS_INTERVAL_MS: u64 = 10_000;
+
 impl Sync {
     pub(super) fn lane(
         &mut self,
@@ -75,6 +78,29 @@ impl Sync {
         }
     }
 
+    /// What lanes gave up since it was told last: told now and then, not each time.
+    pub(super) fn tell_drops(&mut self, now: Timestamp, effects: &mut Effects) {
+        let mut texts = Vec::new();
+        for (lane, of) in &mut self.lanes {
+            let (count, (told, at)) = (of.up.drops().count(), of.told_drops);
+            if count == told || now.since_ms(at) < DROPS_INTERVAL_MS {
+                continue;
+            }
+            of.told_drops = (count, now);
+            // Less than was told: the stream is another one, and this is what it dropped.
+            let new = count.checked_sub(told).unwrap_or(count);
+            let Some(last) = of.up.drops().recent.last() else { continue };
+            let (reason, lane) = (last.reason.as_str(), lane.as_str());
+            texts.push(format!(
+                "lane {lane}: {new} messages were dropped, the last of them sequence {}: {reason}",
+                last.last
+            ));
+        }
+        for text in texts {
+            self.tell(Severity::Warning, "MessagesDropped", text, now, effects);
+        }
+    }
+
     pub(super) fn done(&mut self, done: Done, now: Timestamp, effects: &mut Effects) {
         let retry = |this: &mut Self, lane: Lane| {
             if let Some(of) = this.lanes.get_mut(&lane) {
@@ -95,10 +121,10 @@ impl Sync {
             Done::Pulled { round, outcome, took_ms } => self.pulled(round, outcome, took_ms, now, effects),
             Done::Found { lane, outcome: Ok((cursor, state)), .. } => {
                 self.lane(lane, now, effects, |up| up.found(cursor, &state));
-                self.looked(lane, now, effects);
+                self.looked(Some(lane), now, effects);
             }
-            Done::Have { lane, outcome: Ok(messages), .. } => {
-                self.lane(lane, now, effects, |up| up.have(messages));
+            Done::Have { lane, outcome: Ok(have), .. } => {
+                self.lane(lane, now, effects, |up| up.have(have));
             }
             Done::Found { lane, outcome: Err(_), .. } | Done::Have { lane, outcome: Err(_), .. } => {
                 retry(self, lane);
