@@ -21,6 +21,8 @@ const SEAL: &[u8] = b"seal";
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(5);
 /// And tried again so often.
 const LET_GO_PAUSE: Duration = Duration::from_millis(20);
+/// With less room than this a write might fail. ext4 keeps 16 MiB that it counts as free and gives to nobody.
+const ROOM_MIN_BYTES: u64 = 32 * 1024 * 1024;
 /// Version of the values.
 const VERSION: u8 = 1;
 /// Reports that a module may owe; beyond it the oldest that a newer one of the same subject replaces goes first, then
@@ -47,14 +49,42 @@ pub enum DurableError {
     },
 }
 
+impl DurableError {
+    /// The disk was full: the store is good again once it is opened anew, with room.
+    pub fn is_full(&self) -> bool {
+        matches!(self, DurableError::Store { source: sled::Error::Io(io), .. }
+            if io.kind() == std::io::ErrorKind::StorageFull)
+    }
+}
+
 /// The store of one process.
 #[derive(Clone)]
 pub struct Durable {
     db: sled::Db,
     path: Arc<PathBuf>,
     flushing: Flushing,
+    reserve: Reserve,
     /// Held for as long as the store is open.
     _lock: Option<Arc<std::fs::File>>,
+}
+
+/// A file that is let go when the disk is so full that a write of the store might fail: it would not get over that.
+#[derive(Debug, Clone, Default)]
+struct Reserve(Option<Arc<PathBuf>>);
+
+impl Reserve {
+    fn make_room(&self) {
+        let Some(path) = &self.0 else { return };
+        let Ok(stat) = nix::sys::statvfs::statvfs(path.parent().unwrap_or(path)) else { return };
+        if stat.blocks_free() * stat.fragment_size() >= ROOM_MIN_BYTES {
+            return;
+        }
+        match std::fs::remove_file(path.as_path()) {
+            Ok(()) => tracing::warn!(path = %path.display(), "the disk is full: the reserve is let go"),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => tracing::error!(path = %path.display(), %error, "the reserve cannot be let go"),
+        }
+    }
 }
 
 /// One flush at a time. Measured with sled 0.34.7: flushes that run beside each other take all of its threads, each waiting
@@ -106,6 +136,16 @@ impl Durable {
     /// Opens the store, or moves a broken one aside and begins anew: then the second value says where the old one is and
     /// why.
     pub fn open(path: &Path) -> Result<(Self, Option<String>), DurableError> {
+        Self::open_with(path, Reserve::default())
+    }
+
+    /// As [`open`](Self::open); the file at `reserve` is let go before a write could fail for want of room.
+    pub fn open_with_reserve(path: &Path, reserve: PathBuf) -> Result<(Self, Option<String>), DurableError> {
+        Self::open_with(path, Reserve(Some(Arc::new(reserve))))
+    }
+
+    fn open_with(path: &Path, reserve: Reserve) -> Result<(Self, Option<String>), DurableError> {
+        reserve.make_room();
         let lock = Arc::new(Self::lock(path)?);
         let deadline = Instant::now() + LET_GO_TIMEOUT;
         let opened = loop {
@@ -117,7 +157,9 @@ impl Durable {
             }
         };
         match opened {
-            Ok(this) => Ok((this, None)),
+            Ok(this) => Ok((Self { reserve, ..this }, None)),
+            // A full disk breaks nothing that is on it.
+            Err(error) if error.is_full() => Err(error),
             // In use is not broken: it must not be moved from under whoever uses it.
             Err(error) if is_held(&error) => Err(DurableError::Busy { path: path.to_owned() }),
             Err(error) => {
@@ -129,7 +171,7 @@ impl Durable {
                     _ => {}
                 }
                 let told = format!("{error}; moved to {}", aside.display());
-                Ok((Self::try_open(path, lock)?, Some(told)))
+                Ok((Self { reserve, ..Self::try_open(path, lock)? }, Some(told)))
             }
         }
     }
@@ -179,7 +221,13 @@ impl Durable {
             std::fs::write(&seal, b"the store beside this file was begun\n")
                 .map_err(|error| fail(sled::Error::Io(error)))?;
         }
-        Ok(Self { db, path: Arc::new(path.to_owned()), flushing: Flushing::default(), _lock: Some(lock) })
+        Ok(Self {
+            db,
+            path: Arc::new(path.to_owned()),
+            flushing: Flushing::default(),
+            reserve: Reserve::default(),
+            _lock: Some(lock),
+        })
     }
 
     /// A store in memory, for tests and for modules that owe nothing.
@@ -190,7 +238,13 @@ impl Durable {
             .cache_capacity(CACHE_BYTES)
             .open()
             .map_err(|source| DurableError::Store { path: path.clone(), source })?;
-        Ok(Self { db, path: Arc::new(path), flushing: Flushing::default(), _lock: None })
+        Ok(Self {
+            db,
+            path: Arc::new(path),
+            flushing: Flushing::default(),
+            reserve: Reserve::default(),
+            _lock: None,
+        })
     }
 
     /// The part of one module.
@@ -203,7 +257,7 @@ impl Durable {
             None => 1,
         };
         let (db, path, flushing) = (self.db.clone(), self.path.clone(), self.flushing.clone());
-        Ok(Part { db, path, flushing, state, owed, next })
+        Ok(Part { db, path, flushing, reserve: self.reserve.clone(), state, owed, next })
     }
 
     /// Waits until everything is on disk.
@@ -222,6 +276,7 @@ pub struct Part {
     db: sled::Db,
     path: Arc<PathBuf>,
     flushing: Flushing,
+    reserve: Reserve,
     state: sled::Tree,
     owed: sled::Tree,
     next: u64,
@@ -254,6 +309,7 @@ impl Part {
         if changes.is_empty() {
             return Ok(());
         }
+        self.reserve.make_room();
         let first = self.next;
         let owe: Vec<(u64, Vec<u8>)> =
             (first..).zip(changes.owe.iter().map(|owed| versioned(&schemas::encode(owed)))).collect();
@@ -311,6 +367,7 @@ impl Part {
             db: self.db.clone(),
             path: self.path.clone(),
             flushing: self.flushing.clone(),
+            reserve: self.reserve.clone(),
             state: self.state.clone(),
             owed: self.owed.clone(),
             next: self.next,

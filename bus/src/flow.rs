@@ -61,6 +61,11 @@ pub enum Kind {
         /// The stream.
         stream: &'static str,
     },
+    /// Change how much room a stream of this server has.
+    Bound {
+        /// The stream.
+        stream: &'static str,
+    },
     /// Across the link, on the hub's domain: what only the edge's sync does. See [`crate::link`].
     Link,
     /// Be woken by what is stored on this server; the stream is read where it was left.
@@ -118,6 +123,10 @@ impl Flow {
     pub fn manage(stream: &'static str, payload: &'static str) -> Self {
         Self::control(Kind::Manage { stream }, stream, payload)
     }
+    /// Bound a stream.
+    pub fn bound(stream: &'static str) -> Self {
+        Self::control(Kind::Bound { stream }, stream, "its bound")
+    }
     /// Across the link.
     pub fn link(subject: impl Into<String>, payload: &'static str) -> Self {
         Self::control(Kind::Link, subject, payload)
@@ -151,7 +160,7 @@ impl Flow {
             | Kind::Consume { .. }
             | Kind::Read { .. }
             | Kind::Arrivals => "in",
-            Kind::Publish | Kind::Request | Kind::Write { .. } | Kind::Report => "out",
+            Kind::Publish | Kind::Request | Kind::Write { .. } | Kind::Report | Kind::Bound { .. } => "out",
             Kind::Manage { .. } | Kind::Link | Kind::Stream => "both",
         }
     }
@@ -173,6 +182,7 @@ impl Flow {
             Kind::Report => format!("stream {}, durable", subject::STREAM_OUTBOX),
             Kind::Read { stream } => format!("stream {stream}, read"),
             Kind::Manage { stream } => format!("stream {stream}, managed"),
+            Kind::Bound { stream } => format!("stream {stream}, bounded"),
             Kind::Link => "across the link".into(),
             Kind::Arrivals => "live, wake-up".into(),
             Kind::Stream => "byte stream, credit-bounded".into(),
@@ -249,6 +259,10 @@ pub fn permissions(
                 api(&mut publish, format!("STREAM.PURGE.{stream}"));
                 api(&mut publish, format!("CONSUMER.DURABLE.CREATE.{stream}.>"));
                 api(&mut publish, format!("CONSUMER.LIST.{stream}"));
+            }
+            Kind::Bound { stream } => {
+                api(&mut publish, format!("STREAM.INFO.{stream}"));
+                api(&mut publish, format!("STREAM.UPDATE.{stream}"));
             }
             Kind::Link => publish.push(flow.subject.clone()),
             Kind::Arrivals => subscribe.push(flow.subject.clone()),

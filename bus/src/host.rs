@@ -14,10 +14,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::Connector;
-use crate::durable::Durable;
+use crate::durable::{Durable, DurableError};
 use crate::flow::Flow;
 use crate::module::{Account, Module, Rim};
-use crate::runner::{self, Spec};
+use crate::runner::{self, RunError, Spec};
 
 /// First pause before a fallen module is started again; doubles up to [`BACKOFF_MAX`], with jitter.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
@@ -35,15 +35,20 @@ pub struct Host {
     tasks: JoinSet<()>,
     table: Table,
     changed: Arc<Notify>,
+    broken: Broken,
 }
+
+/// Why the store is of no use any more.
+type Broken = Arc<Mutex<Option<DurableError>>>;
 
 impl Host {
     /// A host whose modules connect through `connector`, keep their state in `durable`, and stop on `stop`.
-    pub fn new(connector: Connector, durable: Durable, stop: CancellationToken) -> Self {
+    pub fn new(connector: Connector, durable: Durable, stop: &CancellationToken) -> Self {
         Self {
             connector,
             durable,
-            stop,
+            stop: stop.child_token(),
+            broken: Broken::default(),
             tasks: JoinSet::new(),
             table: Table::default(),
             changed: Arc::new(Notify::new()),
@@ -62,12 +67,14 @@ impl Host {
             stop: self.stop.clone(),
             table: self.table.clone(),
             changed: self.changed.clone(),
+            broken: self.broken.clone(),
         };
         self.tasks.spawn(async move { supervised.keep(spec, make).await });
     }
 
-    /// Runs until the stop signal, and until every module has drained.
-    pub async fn run(mut self) {
+    /// Runs until the stop signal, and until every module has drained. A store that failed (sled does not get over a failed
+    /// write) ends it for all of them: it has to be opened anew.
+    pub async fn run(mut self) -> Result<(), DurableError> {
         let announcer = tokio::spawn(announce(
             self.connector.clone(),
             self.table.clone(),
@@ -76,6 +83,10 @@ impl Host {
         ));
         while self.tasks.join_next().await.is_some() {}
         announcer.abort();
+        match self.broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 }
 
@@ -85,6 +96,7 @@ struct Supervised {
     stop: CancellationToken,
     table: Table,
     changed: Arc<Notify>,
+    broken: Broken,
 }
 
 impl Supervised {
@@ -118,6 +130,12 @@ impl Supervised {
             }
             let cause = match incarnation.join_next().await {
                 Some(Ok(Ok(()))) | None => break,
+                Some(Ok(Err(RunError::Durable(error)))) => {
+                    tracing::error!(module = spec.name, %error, "every module stops");
+                    self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    self.stop.cancel();
+                    break;
+                }
                 Some(Ok(Err(error))) => error.to_string(),
                 Some(Err(error)) if error.is_panic() => format!("panicked: {}", panic_text(error)),
                 Some(Err(error)) => error.to_string(),

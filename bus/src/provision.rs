@@ -255,6 +255,40 @@ pub async fn provision(bus: &Bus, place: Place) -> Result<(), ProvisionError> {
     Ok(())
 }
 
+/// How much room a stream gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// What the [`TABLE`] says.
+    Usual,
+    /// So many bytes.
+    Bytes(u64),
+    /// What it has now: nothing that is there goes, and who adds to it is refused (if it is one that refuses).
+    Present,
+}
+
+/// Gives a stream of the [`TABLE`] that room, if it does not have it. Says whether anything was changed.
+pub async fn bound(bus: &Bus, place: Place, stream: &str, bound: Bound) -> Result<bool, ProvisionError> {
+    let fail = |cause: String| ProvisionError { stream: stream.to_owned(), cause };
+    let row =
+        TABLE.iter().find(|row| row.place == place && row.account == bus.account && row.stream() == stream);
+    let usual = row.ok_or_else(|| fail("it is not in the table".to_owned()))?.config();
+    let found = bus.jetstream.get_stream(stream).await.map_err(|error| fail(error.to_string()))?;
+    let (now, bytes) = (found.cached_info().config.max_bytes, found.cached_info().state.bytes);
+    let max_bytes = match bound {
+        Bound::Usual => usual.max_bytes,
+        Bound::Bytes(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX).min(usual.max_bytes),
+        // Once; what is taken from it makes room again, up to what was there.
+        Bound::Present if now < usual.max_bytes => now,
+        Bound::Present => i64::try_from(bytes).unwrap_or(i64::MAX).clamp(1, usual.max_bytes),
+    };
+    if max_bytes == now {
+        return Ok(false);
+    }
+    let config = Config { max_bytes, ..usual };
+    bus.jetstream.update_stream(config).await.map_err(|error| fail(error.to_string()))?;
+    Ok(true)
+}
+
 /// Every stream in the account of `bus`, in the order of their names: what stands in it.
 pub async fn summaries(bus: &Bus) -> Result<Vec<StreamSummary>, ProvisionError> {
     let failed =

@@ -77,7 +77,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     if let Some(broken) = broken {
         tracing::error!(broken, "the hub's store was replaced; it holds nothing that is not rebuilt");
     }
-    let mut host = Host::new(connector, durable, stop.clone());
+    let mut host = Host::new(connector, durable, &stop);
     modules(&mut host, &config, &keys, &server, &tls, &boot_id, &streams)?;
     let token = access::token(&config.data_dir)?;
     access::write_kubeconfig(&config, &tls, &token, config.api_listen.port())?;
@@ -89,9 +89,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         "hub runs; next: export KUBECONFIG={}",
         config.kubeconfig.display()
     );
-    host.run().await;
+    let ended = host.run().await;
     server.stop().await?;
-    Ok(())
+    Ok(ended?)
 }
 
 /// Connects modules with a credential that the hub signs for each, holding what their flows declare.

@@ -10,12 +10,17 @@ mod network;
 mod wiring;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use bus::durable::DurableError;
 use bus::program;
 use clap::Parser;
 use tokio_util::sync::CancellationToken;
 
 use config::{Args, Command, Config};
+
+/// Before a store that met a full disk is opened anew.
+const REOPEN_PAUSE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -27,7 +32,16 @@ fn main() -> ExitCode {
             block_on(async {
                 let stop = CancellationToken::new();
                 tokio::spawn(program::stop_on_signal(stop.clone()));
-                wiring::run(config, stop).await
+                // A store that met a full disk is opened anew, as at a start. Servers and pods run on meanwhile.
+                while let Err(error) = wiring::run(&config, &stop).await {
+                    let passes = error.downcast_ref::<DurableError>().is_some_and(DurableError::is_full);
+                    if stop.is_cancelled() || !passes {
+                        return Err(error);
+                    }
+                    tracing::error!("{error:#}; begun anew");
+                    tokio::time::sleep(REOPEN_PAUSE).await;
+                }
+                Ok(())
             })
         }),
     };

@@ -37,7 +37,7 @@ const TICK: Duration = Duration::from_millis(250);
 const PROVISION_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Runs the node until `stop`.
-pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("EW-DATA-DIR: cannot make {}", config.data_dir.display()))?;
     let joined = membership::load(&config.data_dir)?;
@@ -53,7 +53,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         }
     };
     network::ensure_bridge(&config.bridge, config.pod_cidr).await?;
-    let (durable, broken) = Durable::open(&config.data_dir.join("state"))?;
+    let reserve = config.data_dir.join(sync::housekeeping::RESERVE);
+    let (durable, broken) = Durable::open_with_reserve(&config.data_dir.join("state"), reserve)?;
     let mut notices: Vec<(String, String)> =
         broken.into_iter().map(|text| ("StoreReplaced".to_owned(), text)).collect();
 
@@ -81,9 +82,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let connector = connector(&leaf, &node);
     register(&leaf, &connector, &node).await?;
     provision_all(&connector).await?;
-    let mut host = Host::new(connector.clone(), durable, stop.clone());
-    modules(&mut host, &config, &node, &leaf, notices);
-    operator(&leaf, &config, &node).await?;
+    let mut host = Host::new(connector.clone(), durable, stop);
+    modules(&mut host, config, &node, &leaf, notices);
+    operator(&leaf, config, &node).await?;
     tracing::info!(%node, bus = leaf.url(), "node runs");
 
     let keeping = tokio::spawn(keep_streams(leaf.clone(), connector, stop.clone()));
@@ -91,14 +92,14 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         let stop = stop.clone();
         tokio::spawn(async move { private.keep(stop).await })
     });
-    host.run().await;
+    let ended = host.run().await;
     keeping.abort();
     if let Some(task) = containerd {
         task.abort();
     }
     // A stop is not an end: workloads go on, and so does what they talk to. `edge-runtime` adopts it all again.
     leaf.leave_running().await?;
-    Ok(())
+    Ok(ended?)
 }
 
 /// Every module that runs here, with its flows.

@@ -93,6 +93,7 @@ pub(super) async fn open<D: Send + 'static>(
         | Kind::Report
         | Kind::Read { .. }
         | Kind::Manage { .. }
+        | Kind::Bound { .. }
         | Kind::Link
         | Kind::Arrivals
         | Kind::Stream => {}

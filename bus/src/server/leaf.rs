@@ -222,6 +222,11 @@ impl LeafServer {
         Some((state.config.hub.as_ref()?.urls.clone(), state.files()))
     }
 
+    /// Where its process and its log stand.
+    pub(super) async fn files(&self) -> Files {
+        self.state.lock().await.files()
+    }
+
     /// A server that is down does not keep its callers: what they changed stands, and is in force once it is up.
     async fn within(&self, change: impl Future<Output = Result<(), ServerError>>) -> Result<(), ServerError> {
         match tokio::time::timeout(CHANGE_TIMEOUT, change).await {

@@ -57,6 +57,24 @@ impl LeafServer {
     }
 }
 
+/// The server's words for a stream that it could not write (measured with 2.15.1: the stream then takes nothing any more, also
+/// when there is room again, until the server is started anew).
+const WRITE_FAILED: [&str; 2] = ["critical write error", "no space left on device"];
+
+impl LeafServer {
+    /// Has the server said, in its log from `position` on, that it could not write? And how long the log is. `u64::MAX`:
+    /// from now on.
+    pub async fn write_failed(&self, position: u64) -> (bool, u64) {
+        let log = self.files().await;
+        let length = log.log_length();
+        if position == u64::MAX || position == length {
+            return (false, length);
+        }
+        let said = log.log_since(position).to_lowercase();
+        (WRITE_FAILED.iter().any(|mark| said.contains(mark)), length)
+    }
+}
+
 /// Does any hub's port take a connection?
 async fn reachable(urls: &[String]) -> bool {
     for url in urls {

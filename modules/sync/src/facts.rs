@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use schemas::report::NodeReport;
+
+use crate::disk::DiskFacts;
+use crate::housekeeping::space;
 use serde_json::json;
 
 /// Pods a node takes unless configured.
 const PODS_MAX: &str = "110";
-/// Below so much free space the node reports DiskPressure.
-const DISK_FREE_MIN_RATIO: f64 = 0.05;
 /// Below so much available memory the node reports MemoryPressure.
 const MEMORY_FREE_MIN_RATIO: f64 = 0.05;
 
@@ -52,26 +53,21 @@ fn architecture() -> &'static str {
     }
 }
 
-fn pressure(free: f64, least: f64, what: &str) -> (String, String, String) {
-    let (status, reason) = if free < least { ("True", "Has") } else { ("False", "HasNo") };
-    (
-        status.to_owned(),
-        format!("{reason}{what}Pressure"),
-        // No figures: a text that changes would be a write to the object store.
-        format!(
-            "less than {:.0} % of the node's {} is free: {}",
-            least * 100.0,
-            what.to_lowercase(),
-            free < least
-        ),
-    )
+fn pressure(is_there: bool, what: &str) -> (String, String, String) {
+    let (status, reason) = if is_there { ("True", "Has") } else { ("False", "HasNo") };
+    // No figures: a text that changes would be a write to the object store.
+    let text = format!(
+        "the node's {} is {}",
+        what.to_lowercase(),
+        if is_there { "nearly used up" } else { "enough" }
+    );
+    (status.to_owned(), format!("{reason}{what}Pressure"), text)
 }
 
-fn disk_free(path: &Path) -> f64 {
-    nix::sys::statvfs::statvfs(path).map_or(1.0, |stat| {
-        #[allow(clippy::cast_precision_loss)] // a ratio
-        let ratio = stat.blocks_available() as f64 / (stat.blocks().max(1)) as f64;
-        ratio
+/// Is the disk so full that telemetry goes?
+fn disk_is_full(path: &Path) -> bool {
+    space(path).is_some_and(|(size_bytes, free_bytes)| {
+        DiskFacts { size_bytes, free_bytes, write_failed: false }.is_pressed()
     })
 }
 
@@ -119,8 +115,8 @@ pub fn inspect(node: &str, boot_id: &str, config: &NodeConfig) -> NodeReport {
         addresses,
         labels,
         conditions: BTreeMap::from([
-            ("MemoryPressure".to_owned(), pressure(memory_free, MEMORY_FREE_MIN_RATIO, "Memory")),
-            ("DiskPressure".to_owned(), pressure(disk_free(&config.data_dir), DISK_FREE_MIN_RATIO, "Disk")),
+            ("MemoryPressure".to_owned(), pressure(memory_free < MEMORY_FREE_MIN_RATIO, "Memory")),
+            ("DiskPressure".to_owned(), pressure(disk_is_full(&config.data_dir), "Disk")),
         ]),
     }
 }

@@ -6,12 +6,14 @@
 //! | up | streams OUTBOX (reports, events) and UPLINK (workloads' `up.`) | streams UP and FROM, with a cursor for each lane |
 //! | both | heartbeat: a request through the link, so its answer proves both ways | module `nodes` answers |
 //!
-//! [`down`], [`up`] and [`watchdog`] decide; [`edge`] composes them into the module that runs on a node, with the
-//! heartbeat; [`rim`] does what they want done; [`hub`] is the module at the other end. Nothing here reads a clock except [`rim`].
+//! [`down`], [`up`], [`watchdog`] and [`disk`] decide; [`edge`] composes them into the module that runs on a node, with the
+//! heartbeat; [`rim`] and [`housekeeping`] do what they want done; [`hub`] is the module at the other end. Nothing here reads a clock except [`rim`].
 
+pub mod disk;
 pub mod down;
 pub mod edge;
 pub mod facts;
+pub mod housekeeping;
 pub mod hub;
 pub mod pace;
 pub mod rim;

@@ -15,6 +15,7 @@ use schemas::subject::{self, Lane};
 
 use crate::edge::{Act, Done, Sync, account};
 use crate::facts::{self, NodeConfig};
+use crate::housekeeping::Housekeeping;
 
 /// A pull waits so long for the first entry.
 const PULL_WAIT: Duration = Duration::from_secs(10);
@@ -34,6 +35,7 @@ pub struct EdgeRim {
     boot_id: String,
     config: NodeConfig,
     server: Arc<LeafServer>,
+    house: Housekeeping,
     pull_patience: Patience,
     commit_patience: Patience,
 }
@@ -42,7 +44,8 @@ impl EdgeRim {
     /// The rim of `node`, whose own server is `server`.
     pub fn new(node: NodeName, boot_id: String, config: NodeConfig, server: Arc<LeafServer>) -> Self {
         let (pull_patience, commit_patience) = (Patience::new(PULL_PATIENCE), Patience::new(COMMIT_PATIENCE));
-        Self { node, boot_id, config, server, pull_patience, commit_patience }
+        let house = Housekeeping::new(config.data_dir.clone());
+        Self { node, boot_id, config, server, house, pull_patience, commit_patience }
     }
 }
 
@@ -197,6 +200,8 @@ impl Rim<Sync> for EdgeRim {
                 let report = facts::inspect(self.node.as_str(), &self.boot_id, &self.config);
                 Some(Done::Inspected(Box::new(report)))
             }
+            Act::LookAtDisk => self.house.look(&self.server).await.map(Done::Disk),
+            Act::KeepHouse(house) => self.house.keep(bus, house).await.map(Done::Cleared),
             Act::LookAtLink { reach } => self.server.look(reach).await.map(Done::Link),
             Act::RebuildLink => {
                 if let Err(error) = self.server.rebuild_links().await {

@@ -277,8 +277,9 @@ impl Up {
         };
         self.quiet = 0;
         if self.lane == Lane::Bulk && first.sequence > self.next {
-            let reason = if first.sequence <= self.cleared + 1 { Reason::DiskFull } else { Reason::Overflow };
-            self.account.drops.add(self.next, first.sequence - 1, reason);
+            let (missing, cleared) = (first.sequence - 1, self.cleared.min(first.sequence - 1));
+            self.account.drops.add(self.next, cleared, Reason::DiskFull);
+            self.account.drops.add(self.next.max(cleared + 1), missing, Reason::Overflow);
             self.next = first.sequence; // counted, whatever becomes of the batch
         }
         self.waiting = self.waiting.max(messages.len() as u64);
@@ -635,9 +636,9 @@ mod tests {
         assert_eq!((commit.sequence, commit.account.drops.count()), (9, 3));
         up.committed(Err(LinkError::Lost("cut".into())));
         assert_eq!(reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 12, 20)), 6);
-        up.cleared(11);
+        up.cleared(9);
         let (_, commit) = commit_of(&up.have(have(vec![bulk_stored(12)])));
-        assert_eq!(commit.account.drops.total, [(Reason::DiskFull, 6)].into());
+        assert_eq!(commit.account.drops.total, [(Reason::DiskFull, 4), (Reason::Overflow, 2)].into());
         up.committed(Ok(4));
         // The hub's cursor carries it on.
         let kept = schemas::encode(&commit);

@@ -15,7 +15,7 @@ use crate::attack::as_node;
 use crate::support::{IDLE, edgewire, inside, pod, runs, told};
 
 /// The node's own server, in the workloads' account, as who has the machine.
-async fn own_server(operator: &Path) -> anyhow::Result<Client> {
+pub async fn own_server(operator: &Path) -> anyhow::Result<Client> {
     let login: Value = serde_json::from_slice(&std::fs::read(operator)?)?;
     let text = |name: &str| login[name].as_str().unwrap_or_default().to_owned();
     let options = ConnectOptions::with_user_and_password(text("work_user"), text("work_password"));
@@ -23,7 +23,7 @@ async fn own_server(operator: &Path) -> anyhow::Result<Client> {
 }
 
 /// Publishes so many messages and waits for each to be acknowledged: their sequences.
-async fn publish(js: &jetstream::Context, subject: &str, count: u64) -> anyhow::Result<Vec<u64>> {
+pub async fn publish(js: &jetstream::Context, subject: &str, count: u64) -> anyhow::Result<Vec<u64>> {
     let mut sequences = Vec::new();
     for n in 0..count {
         let body = format!("{n} {}", "x".repeat(1_000));
@@ -33,7 +33,7 @@ async fn publish(js: &jetstream::Context, subject: &str, count: u64) -> anyhow::
 }
 
 /// The report's row of a stream of the node.
-async fn row(cluster: &Cluster, stream: &str) -> anyhow::Result<Option<Value>> {
+pub async fn row(cluster: &Cluster, stream: &str) -> anyhow::Result<Option<Value>> {
     let report = edgewire(cluster, &["loss", "--node", "edge-a", "--json"]).await?.ok()?;
     let report: Value = serde_json::from_str(&report)?;
     let rows = report["streams"].as_array().context("rows")?;

@@ -13,6 +13,7 @@ mod backup;
 mod bad;
 mod check;
 mod delete;
+mod disk;
 mod hub;
 mod identity;
 mod kill;

@@ -143,7 +143,7 @@ fn kubectl_over_a_real_hub() {
             provision::provision(&bus, Place::Hub).await.unwrap();
         }
         tokio::spawn(node(connector.clone(), "n1"));
-        let mut host = Host::new(connector, Durable::temporary().unwrap(), stop.clone());
+        let mut host = Host::new(connector, Durable::temporary().unwrap(), &stop);
         let spec = Spec { name: api::NAME, flows: api::flows(), tick: Duration::from_secs(1) };
         host.module(spec, move || (ApiModule, ApiRim { config: config.clone() }));
         (server, tokio::spawn(host.run()))

@@ -9,6 +9,7 @@ use schemas::report::NodeReport;
 use schemas::subject::{self, Lane};
 
 use super::{DIVERGED, NAME};
+use crate::disk::{DiskFacts, House};
 use crate::up::Cursor;
 
 /// What only the rim can do.
@@ -68,6 +69,10 @@ pub enum Act {
     Inspect,
     /// Look at what really stands in the local bucket.
     LookAtStore,
+    /// Look at the disk.
+    LookAtDisk,
+    /// Keep the node's streams and its reserve so.
+    KeepHouse(House),
     /// Look at the link from outside.
     LookAtLink {
         /// Call the hub, if the link is missing.
@@ -131,6 +136,10 @@ pub enum Done {
     Inspected(Box<NodeReport>),
     /// The keys that stand in the local bucket.
     StoreHas(Vec<String>),
+    /// How the disk looks.
+    Disk(DiskFacts),
+    /// Telemetry was cleared away up to this sequence.
+    Cleared(u64),
     /// How the link looks.
     Link(LinkFacts),
 }
@@ -169,6 +178,8 @@ pub fn flows(node: &NodeName) -> Vec<Flow> {
         Flow::manage(subject::STREAM_OUTBOX, "read and trim"),
         Flow::manage(subject::STREAM_UPLINK, "read and trim").in_work(),
         Flow::manage(subject::STREAM_BULK, "read and trim").in_work(),
+        Flow::bound(subject::STREAM_UPLINK).in_work(),
+        Flow::bound(subject::STREAM_BULK).in_work(),
         Flow::arrivals(Lane::State.filter()),
         Flow::arrivals(Lane::Events.filter()),
         Flow::arrivals(Lane::Workload.filter()).in_work(),

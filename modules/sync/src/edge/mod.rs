@@ -14,6 +14,7 @@ use schemas::name::NodeName;
 use schemas::report::{NodeReport, Severity};
 use schemas::subject::{BUCKET_LOCAL, DesiredKey, KEY_LINEAGE, Lane};
 
+use crate::disk::Disk;
 use crate::down::Down;
 use crate::pace::Pace;
 use crate::up::{Confirmed, Up};
@@ -59,6 +60,7 @@ pub struct Sync {
     local_current: bool,
     link: Link,
     watchdog: Watchdog,
+    disk: Disk,
     started_at: Option<Timestamp>,
     report: Option<NodeReport>,
     report_sequence: u64,
@@ -120,6 +122,7 @@ impl Sync {
             local_current: false,
             link: Link::default(),
             watchdog: Watchdog::default(),
+            disk: Disk::default(),
             started_at: None,
             report: None,
             report_sequence: 0,
@@ -164,6 +167,9 @@ impl Sync {
         if self.watchdog.due(silent_ms, now) {
             let reach = self.watchdog.may_have_given_up(now);
             effects.push(Effect::Act(Act::LookAtLink { reach }));
+        }
+        if self.disk.due(now) {
+            effects.push(Effect::Act(Act::LookAtDisk));
         }
         if self.inspected_at.is_none_or(|at| now.since_ms(at) >= INSPECT_INTERVAL_MS) {
             self.inspected_at = Some(now);

@@ -6,6 +6,7 @@ use schemas::report::Severity;
 use schemas::subject::Lane;
 
 use super::{Act, Done, Effects, RETRY_MS, REWOUND, Sync};
+use crate::disk::DiskFacts;
 use crate::up::{self, Up};
 
 /// What lanes dropped is told so often at most.
@@ -101,6 +102,18 @@ impl Sync {
         }
     }
 
+    fn judge_disk(&mut self, facts: &DiskFacts, now: Timestamp, effects: &mut Effects) {
+        let verdict = self.disk.judge(facts, now);
+        effects.push(Effect::Act(Act::KeepHouse(verdict.house)));
+        if verdict.restart {
+            effects.push(Effect::Act(Act::RestartServer));
+        }
+        if let Some((is_bad, reason, text)) = verdict.tell {
+            let severity = if is_bad { Severity::Warning } else { Severity::Normal };
+            self.tell(severity, reason, text, now, effects);
+        }
+    }
+
     pub(super) fn done(&mut self, done: Done, now: Timestamp, effects: &mut Effects) {
         let retry = |this: &mut Self, lane: Lane| {
             if let Some(of) = this.lanes.get_mut(&lane) {
@@ -139,6 +152,12 @@ impl Sync {
                 self.lane(lane, now, effects, |up| up.committed(outcome));
             }
             Done::StoreHas(keys) => self.store_has(&keys, now, effects),
+            Done::Disk(facts) => self.judge_disk(&facts, now, effects),
+            Done::Cleared(sequence) => {
+                if let Some(of) = self.lanes.get_mut(&Lane::Bulk) {
+                    of.up.cleared(sequence);
+                }
+            }
             Done::Link(facts) => self.judge_link(&facts, now, effects),
             Done::Inspected(mut report) => {
                 let before = self.report.take();
