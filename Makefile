@@ -29,14 +29,14 @@ clean-demo: ## Remove everything that a demo left, also after a kill -9
 	@scripts/demo clean
 
 .PHONY: test test-unit test-e2e
-test: preflight setup lint build-all images ## Every check: format, lint, unit, end-to-end, the demo (what CI runs)
+test: preflight setup lint build-all images previous ## Every check: format, lint, unit, end-to-end, the demo (what CI runs)
 	cargo test --workspace --no-fail-fast
 	@scripts/demo --once
 
 test-unit: ## The tests inside the crates: no root, no servers of the machine
 	cargo test --workspace --lib --bins
 
-test-e2e: preflight setup build-all images ## The tests against real nats-server, containerd and kubectl
+test-e2e: preflight setup build-all images previous ## The tests against real nats-server, containerd and kubectl
 	cargo test --workspace --test '*' --no-fail-fast
 
 .PHONY: faults
@@ -58,13 +58,16 @@ fmt: ## Format the code
 docs-check: ## Is what is generated from the code (docs/flows.md) still true?
 	cargo test --workspace --test docs
 
-.PHONY: bench images build build-all setup preflight
+.PHONY: bench images previous build build-all setup preflight
 bench: preflight setup images ## Measure; print the table that docs/benchmarks.md keeps
 	cargo build --release --package cloud-hub --package edge-runtime --package edgewire
 	EDGEWIRE_BIN_DIR=$(CURDIR)/target/release cargo run --quiet --package tests --bin bench
 
 images: ## The example workloads as OCI images in target/images, with no registry
 	@scripts/images.sh
+
+previous: build ## The programs of the state before (tests/previous), for the tests of an upgrade
+	@scripts/previous.sh
 
 build: ## The programs (target/debug)
 	cargo build --workspace --bins

@@ -16,7 +16,7 @@ use super::judge::{self, Running};
 use super::ledger::{Traces, unmount};
 use super::network;
 use super::process::{Which, signal};
-use super::programs;
+use super::programs::{self, Version};
 use super::proxy::Proxy;
 use super::site::Site;
 
@@ -36,6 +36,7 @@ pub struct Edge {
     child: Mutex<Option<Child>>,
     disk: std::sync::Mutex<Option<Disk>>,
     proxy: std::sync::Mutex<Option<Proxy>>,
+    version: std::sync::Mutex<Version>,
 }
 
 impl Edge {
@@ -50,11 +51,21 @@ impl Edge {
             child: Mutex::default(),
             disk: std::sync::Mutex::default(),
             proxy: std::sync::Mutex::default(),
+            version: std::sync::Mutex::default(),
         };
         let dir = this.data_dir();
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         network::make_edge(&this.site, n, &this.namespace())?;
         Ok(this)
+    }
+
+    /// The next start is of that version, and so is joining.
+    pub fn set_version(&self, version: Version) {
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = version;
+    }
+
+    fn runtime(&self) -> PathBuf {
+        self.version.lock().unwrap_or_else(PoisonError::into_inner).program("edge-runtime")
     }
 
     /// Its name.
@@ -102,7 +113,7 @@ impl Edge {
     /// Enrols it with that token and these flags.
     pub async fn join_as(&self, token: &str, flags: &[&str]) -> anyhow::Result<judge::Output> {
         let mut command = self.inside();
-        command.arg(programs::ours("edge-runtime")).args(["join", token]).args(flags);
+        command.arg(self.runtime()).args(["join", token]).args(flags);
         command.arg("--data-dir").arg(self.data_dir());
         hub::surroundings(&mut command, &self.site, &self.name);
         judge::run(command, "", JOIN_TIMEOUT).await
@@ -113,7 +124,7 @@ impl Edge {
         let mut child = self.child.lock().await;
         anyhow::ensure!(child.is_none(), "{} runs already", self.name);
         let mut command = self.inside();
-        command.arg(programs::ours("edge-runtime")).arg("--data-dir").arg(self.data_dir());
+        command.arg(self.runtime()).arg("--data-dir").arg(self.data_dir());
         command.args(["--pod-cidr", &format!("10.85.{}.0/24", self.n + 1)]);
         command.args(["--address", &self.site.edge_address(self.n).to_string()]);
         command.arg("--images").arg(programs::images()).args(&self.flags);

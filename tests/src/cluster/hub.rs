@@ -1,7 +1,7 @@
 //! The hub of a cluster: the real `cloud-hub`, run as a child on the cluster's own address.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,7 +14,7 @@ use super::disk::Disk;
 use super::eventually::eventually;
 use super::judge;
 use super::process::{Which, signal};
-use super::programs;
+use super::programs::{self, Version};
 use super::site::{MARK_ENV, Site};
 
 /// The hub serves after at most so long.
@@ -27,6 +27,7 @@ pub struct Hub {
     site: Arc<Site>,
     child: Mutex<Option<Child>>,
     disk: Mutex<Option<Disk>>,
+    version: std::sync::Mutex<Version>,
 }
 
 /// A child of ours, known by its pid until it was waited for.
@@ -34,7 +35,12 @@ pub(super) type Child = tokio::process::Child;
 
 impl Hub {
     pub(super) fn new(site: Arc<Site>) -> Self {
-        Self { site, child: Mutex::default(), disk: Mutex::default() }
+        Self { site, child: Mutex::default(), disk: Mutex::default(), version: Default::default() }
+    }
+
+    /// The next start is of that version.
+    pub fn set_version(&self, version: Version) {
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = version;
     }
 
     /// Its data directory: keys, objects and streams.
@@ -58,7 +64,8 @@ impl Hub {
 
     fn spawn(&self) -> anyhow::Result<Child> {
         let (address, ports) = (self.site.hub_address(), self.site.ports);
-        let mut command = Command::new(programs::ours("cloud-hub"));
+        let version = *self.version.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut command = Command::new(version.program("cloud-hub"));
         command.arg("--data-dir").arg(self.data_dir());
         command.arg("--kubeconfig").arg(&self.site.kubeconfig);
         for (flag, port) in

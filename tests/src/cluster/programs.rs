@@ -22,6 +22,37 @@ pub fn ours(name: &str) -> PathBuf {
     beside.unwrap_or_else(|| root().join("target/debug").join(name))
 }
 
+/// Which of our programs a member runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Version {
+    /// Those of this state.
+    #[default]
+    Present,
+    /// Those of the state before, as `scripts/previous.sh` built them.
+    Previous,
+}
+
+impl Version {
+    /// One of our own programs.
+    pub fn program(self, name: &str) -> PathBuf {
+        match self {
+            Version::Present => ours(name),
+            Version::Previous => previous().join(name),
+        }
+    }
+}
+
+fn previous() -> PathBuf {
+    root().join("target/previous/bin")
+}
+
+/// Are the programs of the state before there? Without the project's history they are not.
+pub fn has_previous() -> anyhow::Result<bool> {
+    let commit = std::fs::read_to_string(previous().join("commit"));
+    let commit = commit.map_err(|error| anyhow::anyhow!("run scripts/previous.sh: {error}"))?;
+    Ok(commit.trim() != "none")
+}
+
 /// The pinned nats-server.
 pub fn nats_server() -> PathBuf {
     match std::env::var_os("EDGEWIRE_NATS_SERVER") {

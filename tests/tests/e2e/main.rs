@@ -24,4 +24,5 @@ mod programs;
 mod restore;
 mod slow;
 mod support;
+mod upgrade;
 mod workload;
