@@ -179,6 +179,9 @@ impl Flow {
             Kind::Report if self.subject.starts_with("ew.audit.") => {
                 format!("stream {}, durable", subject::STREAM_REFUSED)
             }
+            Kind::Report if self.subject.starts_with("ew.in.") => {
+                format!("stream {}, durable", subject::STREAM_UP)
+            }
             Kind::Report => format!("stream {}, durable", subject::STREAM_OUTBOX),
             Kind::Read { stream } => format!("stream {stream}, read"),
             Kind::Manage { stream } => format!("stream {stream}, managed"),

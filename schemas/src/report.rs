@@ -20,8 +20,11 @@ pub struct Heartbeat {
     pub at: Timestamp,
     /// How far the node has followed `desired`; `None` before the first contact.
     pub desired: Option<Position>,
-    /// Messages waiting in each lane.
+    /// Messages waiting in each lane. State and events stand in one stream: both count all of it.
     pub waiting: BTreeMap<Lane, u64>,
+    /// Their bytes.
+    #[serde(default)]
+    pub waiting_bytes: BTreeMap<Lane, u64>,
 }
 
 /// The hub's answer to a heartbeat.

@@ -403,6 +403,11 @@ pub fn raised_events() -> String {
     "ew.in.*.events.ew.evt.>".to_owned()
 }
 
+/// UP's subject of an event that a module of the hub itself tells.
+pub fn raised_at_hub(module: &str, kind: &str) -> String {
+    format!("ew.in.{DOMAIN_HUB}.events.{}", event(module, kind))
+}
+
 /// A node asks the hub.
 pub fn request(node: &NodeName, verb: &str) -> String {
     format!("ew.req.{node}.{verb}")

@@ -88,6 +88,7 @@ fn reports_keep_their_form() {
             at: Timestamp(1_000),
             desired: Some(position()),
             waiting: BTreeMap::from([(Lane::State, 1), (Lane::Events, 0), (Lane::Workload, 5)]),
+            waiting_bytes: BTreeMap::from([(Lane::Workload, 700)]),
         },
     );
     let ack = HeartbeatAck { sequence: 3, at: Timestamp(1_001), known: true, hub_boot_id: "h".into() };

@@ -132,6 +132,9 @@ impl Ledger {
             value: schemas::encode(counted),
         }];
         let Some((node, lane, is_cursor)) = subject::carried(&delivery.subject) else { return effects };
+        if node.as_str() == subject::DOMAIN_HUB {
+            return effects; // the hub's own events came from nowhere
+        }
         if is_cursor {
             let of = (delivery.stream.clone(), delivery.subject.clone());
             let cursors = self.cursors.entry(of).or_default();

@@ -10,6 +10,8 @@ use schemas::object::Object;
 use schemas::report::{Heartbeat, NODE_GRACE_MS};
 use serde_json::{Value, json};
 
+use crate::told::Heard;
+
 /// Boots of a node that are remembered as over.
 pub const PAST_BOOTS_MAX: usize = 8;
 /// The taint of a node that cannot be heard, with effect `NoSchedule`.
@@ -24,6 +26,8 @@ pub struct Beat {
     pub sequence: u64,
     /// When, by the hub's clock.
     pub heard: Timestamp,
+    /// What waited on the node then.
+    pub waiting: Heard,
     past: VecDeque<String>,
 }
 
@@ -34,6 +38,7 @@ impl Beat {
             boot_id: heartbeat.boot_id.clone(),
             sequence: heartbeat.sequence,
             heard: now,
+            waiting: Heard::of(heartbeat),
             past: VecDeque::new(),
         }
     }
@@ -55,6 +60,7 @@ impl Beat {
         }
         self.sequence = heartbeat.sequence;
         self.heard = now;
+        self.waiting = Heard::of(heartbeat);
         true
     }
 }

@@ -10,20 +10,24 @@
 //! | UP `ew.in.*.state.ew.rep.sync.node.>` | [`NodeReport`] |
 //! | bucket objects `=.nodes.=.*` | the Node objects, read and written |
 //!
-//! * [`beat`] which heartbeat is news; [`merge`] a report and an object become one
+//! | UP `ew.in.hub.events.ew.evt.nodes.*` | [`EventReport`]s of links that fell silent and came back |
+//!
+//! * [`beat`] which heartbeat is news; [`merge`] a report and an object become one; [`told`] what is told of a link
 
 pub mod beat;
 pub mod merge;
+pub mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bus::flow::Flow;
 use bus::module::{Delivery, Effect, Entry, EntryValue, Expect, Input, Message, Module, Never, WriteError};
 use schemas::Timestamp;
+use schemas::envelope;
 use schemas::name::NodeName;
 use schemas::object::Object;
-use schemas::report::{Heartbeat, HeartbeatAck, NodeReport};
-use schemas::subject::{self, BUCKET_OBJECTS, Lane, ObjectKey, Resource, STREAM_UP};
+use schemas::report::{EventReport, Heartbeat, HeartbeatAck, NodeReport};
+use schemas::subject::{self, BUCKET_OBJECTS, DOMAIN_HUB, Lane, ObjectKey, Resource, STREAM_UP};
 use sha2::{Digest, Sha256};
 
 use crate::beat::Beat;
@@ -42,10 +46,16 @@ pub fn flows() -> Vec<Flow> {
         Flow::consume(STREAM_UP, "nodes", subject::raised_reports("sync", "node"), "NodeReport"),
         Flow::watch(BUCKET_OBJECTS, filter(), "Node"),
         Flow::write(BUCKET_OBJECTS, filter(), "Node"),
+        Flow::report(hub_event("*"), "EventReport"),
     ]
 }
 
 const HEARTBEATS: &str = "ew.hb.*";
+
+/// The hub's own events stand where those of nodes arrive.
+fn hub_event(reason: &str) -> String {
+    subject::raised_at_hub("nodes", reason)
+}
 
 fn filter() -> String {
     subject::objects_filter(&Resource::core("nodes"), Some(""))
@@ -70,6 +80,8 @@ pub struct Nodes {
 struct Writing {
     object: Object,
     at: Timestamp,
+    /// What is told once it is written.
+    told: Option<EventReport>,
 }
 
 impl Nodes {
@@ -220,12 +232,16 @@ impl Nodes {
         };
         let key = object.key(&Resource::core("nodes")).key();
         let effect = Effect::put(BUCKET_OBJECTS, key, object.to_bytes(), expect, self.tokens_made);
-        self.writing.insert(self.tokens_made, Writing { object, at: now });
+        let beat = self.beats.get(object.name()).map(|beat| &beat.waiting);
+        let id = format!("{}-{}-{}", self.hub_boot_id, self.tokens_made, now.0);
+        let before = self.known.get(object.name());
+        let told = before.and_then(|before| told::told(before, &object, beat, id, now));
+        self.writing.insert(self.tokens_made, Writing { object, at: now, told });
         effect
     }
 
     fn wrote(&mut self, token: u64, outcome: Result<u64, WriteError>, now: Timestamp) -> Vec<Effect<Never>> {
-        let Some(Writing { mut object, .. }) = self.writing.remove(&token) else { return Vec::new() };
+        let Some(Writing { mut object, told, .. }) = self.writing.remove(&token) else { return Vec::new() };
         let name = object.name().to_owned();
         match outcome {
             Ok(revision) => {
@@ -234,7 +250,12 @@ impl Nodes {
                     object.set(&["metadata", "resourceVersion"], revision.to_string());
                     self.known.insert(name.clone(), object);
                 }
-                self.decide(&name, now).into_iter().collect()
+                let told = told.map(|event| Effect::Report {
+                    subject: hub_event(&event.reason),
+                    headers: envelope::headers(DOMAIN_HUB, "nodes", &event.reason, &event.id, now),
+                    payload: schemas::encode(&event),
+                });
+                told.into_iter().chain(self.decide(&name, now)).collect()
             }
             Err(_) => {
                 self.waiting.insert(name);

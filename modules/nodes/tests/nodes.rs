@@ -12,7 +12,8 @@ use bus::module::{
 use nodes::Nodes;
 use schemas::Timestamp;
 use schemas::object::Object;
-use schemas::report::{Heartbeat, HeartbeatAck, NODE_GRACE_MS, NodeReport};
+use schemas::report::{EventReport, Heartbeat, HeartbeatAck, NODE_GRACE_MS, NodeReport};
+use schemas::subject::Lane;
 use serde_json::json;
 
 type Effects = Vec<Effect<Never>>;
@@ -74,8 +75,14 @@ fn delivered(subject: &str, payload: Vec<u8>) -> Input<Never> {
 }
 
 fn heartbeat(boot: &str, sequence: u64) -> Input<Never> {
-    let body =
-        Heartbeat { boot_id: boot.into(), sequence, at: T0, desired: None, waiting: Default::default() };
+    let body = Heartbeat {
+        boot_id: boot.into(),
+        sequence,
+        at: T0,
+        desired: None,
+        waiting: [(Lane::State, 3), (Lane::Workload, 5)].into(),
+        waiting_bytes: [(Lane::State, 40), (Lane::Workload, 700)].into(),
+    };
     message(schemas::encode(&body))
 }
 
@@ -87,6 +94,22 @@ fn message(payload: Vec<u8>) -> Input<Never> {
         payload,
         reply: Some("_INBOX.x".into()),
     })
+}
+
+/// The one event among the effects, where the hub's own events stand.
+fn told(effects: &Effects) -> EventReport {
+    let events: Vec<EventReport> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Report { subject, payload, .. } => {
+                assert!(subject.starts_with("ew.in.hub.events.ew.evt.nodes.Link"), "{subject}");
+                schemas::decode(payload).ok()
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(events.len(), 1, "{effects:?}");
+    events.into_iter().next().unwrap()
 }
 
 /// The one write among the effects.
@@ -180,10 +203,15 @@ fn silence_taints_no_schedule_and_the_return_takes_it_away() {
     assert!(has_taint(&object, "node.kubernetes.io/unreachable"));
     assert!(!format!("{object:?}").contains("NoExecute"));
     assert_eq!(writes(&nodes.apply(Input::Tick, at(12_000))), 0, "one write at a time");
-    nodes.apply(Input::Wrote { token, outcome: Ok(8) }, at(12_001));
+    let down = told(&nodes.apply(Input::Wrote { token, outcome: Ok(8) }, at(12_001)));
+    assert_eq!((down.reason.as_str(), down.regarding.2.as_str()), ("LinkDown", "n1"));
     assert_eq!(writes(&nodes.apply(Input::Tick, at(30_000))), 0, "only changes are written");
-    let (object, expect, _) = write(&nodes.apply(heartbeat("b1", 2), at(31_000)));
+    let (object, expect, token) = write(&nodes.apply(heartbeat("b1", 2), at(31_000)));
     assert_eq!(expect, Expect::Revision(8));
+    let up = told(&nodes.apply(Input::Wrote { token, outcome: Ok(9) }, at(31_002)));
+    assert_eq!(up.reason, "LinkUp");
+    let want = "heard again after 21 s; 3 reports and events (40 bytes), 5 workload messages (700 bytes)";
+    assert!(up.message.contains(want), "{}", up.message);
     assert_eq!(object.condition("Ready"), Some("True"));
     assert!(object.get(&["spec", "taints"]).is_none());
 }
@@ -328,6 +356,13 @@ fn the_flows_are_those_of_the_table() {
     let lines: Vec<String> = nodes::flows().iter().map(|flow| flow.subject.clone()).collect();
     assert_eq!(
         lines,
-        ["ew.hb.*", "ew.in.*.state.ew.rep.sync.node.>", "=.nodes.=.*", "=.nodes.=.*"].map(str::to_owned)
+        [
+            "ew.hb.*",
+            "ew.in.*.state.ew.rep.sync.node.>",
+            "=.nodes.=.*",
+            "=.nodes.=.*",
+            "ew.in.hub.events.ew.evt.nodes.*"
+        ]
+        .map(str::to_owned)
     );
 }

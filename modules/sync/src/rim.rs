@@ -162,6 +162,10 @@ impl Rim<Sync> for EdgeRim {
                 };
                 Some(Done::Found { lane, round, outcome: found.await })
             }
+            Act::Count { lane } => {
+                let state = async { link::state(of(bus, lane)?, lane.edge_stream()).await };
+                state.await.ok().map(|state| Done::Counted { lane, state })
+            }
             Act::Read { lane, round, from, max_bytes } => {
                 let have = async { read(of(bus, lane)?, lane, from, max_bytes).await };
                 Some(Done::Have { lane, round, outcome: have.await })

@@ -156,6 +156,12 @@ impl Up {
         self.cleared = self.cleared.max(sequence);
     }
 
+    /// The stream as it is.
+    pub fn counted(&mut self, state: &StreamState) {
+        self.waiting = state.messages;
+        self.waiting_bytes = state.bytes;
+    }
+
     /// Contact, or after a doubt.
     pub fn connect(&mut self) -> Step {
         self.phase = Phase::FindingCursor;
@@ -189,8 +195,7 @@ impl Up {
             None => None,
         };
         self.generation = state.generation.clone();
-        self.waiting = state.messages;
-        self.waiting_bytes = state.bytes;
+        self.counted(state);
         self.quiet = 0;
         let same = |cursor: &&Cursor| {
             cursor.outbox_generation == state.generation && cursor.sequence <= state.last_sequence
@@ -330,6 +335,9 @@ impl Up {
                 self.next = last + 1;
                 self.limit = usize::MAX;
                 self.waiting = self.waiting.saturating_sub(count as u64);
+                if self.waiting == 0 {
+                    self.waiting_bytes = 0;
+                }
                 let confirmed = Confirmed { cursor: self.cursor(last) };
                 self.confirmed = Some(confirmed.clone());
                 vec![Step::Save(self.lane, confirmed), Step::Trim(self.lane, last), self.read()]

@@ -110,6 +110,7 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
         }
         // The simulated link is never up and silent, and its servers never give up: the watchdog has a table of its own.
         Act::LookAtDisk
+        | Act::Count { .. }
         | Act::KeepHouse(_)
         | Act::LookAtLink { .. }
         | Act::RebuildLink

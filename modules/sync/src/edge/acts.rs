@@ -34,6 +34,11 @@ pub enum Act {
         /// Which round.
         round: u64,
     },
+    /// Count what waits in the lane's stream.
+    Count {
+        /// The lane.
+        lane: Lane,
+    },
     /// Read the lane's stream, waiting a while for something to come.
     Read {
         /// The lane.
@@ -109,6 +114,13 @@ pub enum Done {
         round: u64,
         /// What was found.
         outcome: Result<Found, LinkError>,
+    },
+    /// The stream as it is.
+    Counted {
+        /// The lane.
+        lane: Lane,
+        /// It.
+        state: StreamState,
     },
     /// What stands in the stream.
     Have {

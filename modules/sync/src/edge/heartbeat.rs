@@ -15,6 +15,9 @@ use crate::watchdog::Verdict;
 /// What waits is counted for so long before the link's return is told.
 const LOOK_PATIENCE_MS: u64 = 5_000;
 
+/// And, while the link is away, counted so often.
+const COUNT_INTERVAL_MS: u64 = 5_000;
+
 /// What is known of the link.
 #[derive(Debug, Default)]
 pub(super) struct Link {
@@ -24,6 +27,7 @@ pub(super) struct Link {
     pub(super) outstanding: bool,
     pub(super) answered_at: Option<Timestamp>,
     pub(super) down_since: Option<Timestamp>,
+    pub(super) counted_at: Option<Timestamp>,
     pub(super) hub_boot_id: String,
     /// The hub has the Node object: what it keeps for the node (its consumer) is there, or will be in a moment.
     pub(super) known: bool,
@@ -58,6 +62,7 @@ impl Sync {
             at: now,
             desired: self.down.position(),
             waiting: self.lanes.iter().map(|(lane, of)| (*lane, of.up.waiting())).collect(),
+            waiting_bytes: self.lanes.iter().map(|(lane, of)| (*lane, of.up.waiting_bytes())).collect(),
         };
         effects.push(Effect::Request {
             subject: subject::heartbeat(&self.node),
@@ -102,6 +107,15 @@ impl Sync {
             self.contact(now, effects);
         }
         self.announce(now, effects);
+    }
+
+    /// While the link is away what waits grows: it is counted now and then, for whoever asks when it is back.
+    pub(super) fn count(&mut self, now: Timestamp, effects: &mut Effects) {
+        if self.link.counted_at.is_some_and(|at| now.since_ms(at) < COUNT_INTERVAL_MS && at <= now) {
+            return;
+        }
+        self.link.counted_at = Some(now);
+        effects.extend(Lane::ALL.map(|lane| Effect::Act(Act::Count { lane })));
     }
 
     /// A lane has looked at its stream, or time passed. When all have, it is known what waited, and the return is told; a

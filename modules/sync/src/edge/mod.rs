@@ -181,6 +181,7 @@ impl Sync {
         }
         self.tell_drops(now, effects);
         if !self.link.up {
+            self.count(now, effects);
             return;
         }
         self.looked(None, now, effects);

@@ -152,6 +152,11 @@ impl Sync {
                 self.lane(lane, now, effects, |up| up.committed(outcome));
             }
             Done::StoreHas(keys) => self.store_has(&keys, now, effects),
+            Done::Counted { lane, state } => {
+                if let Some(of) = self.lanes.get_mut(&lane) {
+                    of.up.counted(&state);
+                }
+            }
             Done::Disk(facts) => self.judge_disk(&facts, now, effects),
             Done::Cleared(sequence) => {
                 if let Some(of) = self.lanes.get_mut(&Lane::Bulk) {
