@@ -115,6 +115,7 @@ impl Hub {
             data_dir: ground.dir("hub"),
             listen: free(),
             leaf_listen,
+            leaf_wss_listen: None,
             binary: Some(nats_server()),
             store_max_bytes: 1 << 30,
         };
@@ -150,6 +151,7 @@ impl Hub {
             ca_file: self.tls.ca_file.clone(),
             control_creds: file(Account::Control, &control),
             work_creds: file(Account::Work, &work),
+            proxy: None,
         };
         (link, key.public_key())
     }
@@ -719,6 +721,7 @@ async fn an_unchanged_hub_is_adopted() {
         data_dir: ground.dir("hub"),
         listen: free(),
         leaf_listen: free(),
+        leaf_wss_listen: None,
         binary: Some(nats_server()),
         store_max_bytes: 1 << 30,
     };
@@ -764,6 +767,7 @@ async fn what_is_wrong_is_named() {
         ca_file: "/nowhere/ca".into(),
         control_creds: "/nowhere/c".into(),
         work_creds: "/nowhere/w".into(),
+        proxy: None,
     };
     let error = LeafServer::start(LeafConfig { hub: Some(unjoined), ..config.clone() }).await.unwrap_err();
     assert!(error.code() == "EW-NATS-CONFIG" && error.to_string().contains("/nowhere/ca"), "{error}");

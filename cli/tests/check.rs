@@ -131,7 +131,7 @@ fn now() -> String {
 fn token(hubs: &[SocketAddr], fingerprint: &str) -> String {
     let hubs = hubs.iter().map(|hub| format!("https://{hub}")).collect();
     let (ca_sha256, id, secret) = (fingerprint.to_owned(), "id".to_owned(), "hush".to_owned());
-    let token = serde_json::to_vec(&JoinToken { hubs, ca_sha256, id, secret }).unwrap();
+    let token = serde_json::to_vec(&JoinToken { hubs, ca_sha256, id, secret, leafs: vec![] }).unwrap();
     format!("ew1.{}", BASE64_URL_SAFE_NO_PAD.encode(token))
 }
 

@@ -37,6 +37,8 @@ use network::{Net, NetworkFacts};
 use storage::DiskFacts;
 use target::Target;
 
+/// The setting of a proxy.
+pub const PROXY_VARIABLE: &str = "EDGEWIRE_PROXY";
 /// What is read of this machine is there after so long, or held up by a file system that is gone.
 const MACHINE_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -128,6 +128,7 @@ mod tests {
                 ca_sha256: "AB12".into(),
                 id: "i".into(),
                 secret: "hush".into(),
+                leafs: Vec::new(),
             };
             format!("ew1.{}", BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap()))
         };

@@ -199,6 +199,12 @@ impl Rim<Sync> for EdgeRim {
                 Some(Done::Inspected(Box::new(report)))
             }
             Act::LookAtLink { reach } => self.server.look(reach).await.map(Done::Link),
+            Act::MoveLink(way) => {
+                if let Err(error) = self.server.set_way(way).await {
+                    tracing::warn!(%error, "the link does not go another way yet; tried again");
+                }
+                None
+            }
             Act::RebuildLink => {
                 if let Err(error) = self.server.rebuild_links().await {
                     tracing::warn!(%error, "the links are not dropped; tried again");

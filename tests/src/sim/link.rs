@@ -120,7 +120,7 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
             });
         }
         // The simulated link is never up and silent, and its servers never give up: the watchdog has a table of its own.
-        Act::LookAtLink { .. } | Act::RebuildLink | Act::RestartServer | Act::Warn(_) => {}
+        Act::LookAtLink { .. } | Act::MoveLink(_) | Act::RebuildLink | Act::RestartServer | Act::Warn(_) => {}
         Act::Inspect => {
             let report = w.edges[edge].inspect();
             let delay = w.near_us();

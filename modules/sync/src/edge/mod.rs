@@ -18,6 +18,7 @@ use crate::down::Down;
 use crate::pace::Pace;
 use crate::up::{Confirmed, Up};
 use crate::watchdog::Watchdog;
+use crate::ways::{RETURN_AFTER_MS, Ways};
 
 pub use acts::{Act, Done, account, flows};
 use downward::Batch;
@@ -59,6 +60,7 @@ pub struct Sync {
     local_current: bool,
     link: Link,
     watchdog: Watchdog,
+    ways: Ways,
     started_at: Option<Timestamp>,
     report: Option<NodeReport>,
     report_sequence: u64,
@@ -94,6 +96,7 @@ impl Sync {
                 (lane, LaneUp { up, pace: Pace::default(), retry_at: None, round: 0 })
             })
             .collect();
+        let ways = Ways::new(node.as_str(), RETURN_AFTER_MS);
         Self {
             node,
             boot_id,
@@ -109,6 +112,7 @@ impl Sync {
             local_current: false,
             link: Link::default(),
             watchdog: Watchdog::default(),
+            ways,
             started_at: None,
             report: None,
             report_sequence: 0,
@@ -119,6 +123,13 @@ impl Sync {
             rewound: false,
             marking: false,
         }
+    }
+
+    /// With another time that the link stays on the worse way before the better one is tried.
+    #[must_use]
+    pub fn returning_after(mut self, ms: u64) -> Self {
+        self.ways = Ways::new(self.node.as_str(), ms);
+        self
     }
 
     /// Does the node follow the hub, with nothing missing and nothing waiting? For tests and the simulator.
@@ -150,8 +161,9 @@ impl Sync {
         self.beat(now, effects);
         self.watch_link(now, effects);
         let silent_ms = self.silent_ms(now);
-        if self.watchdog.due(silent_ms, now) {
-            let reach = self.watchdog.may_have_given_up(now);
+        let call = self.ways.due(silent_ms, now);
+        if self.watchdog.due(silent_ms, now) || call {
+            let reach = self.watchdog.may_have_given_up(now) || call;
             effects.push(Effect::Act(Act::LookAtLink { reach }));
         }
         if self.inspected_at.is_none_or(|at| now.since_ms(at) >= INSPECT_INTERVAL_MS) {
