@@ -1,7 +1,7 @@
 //! The hub of a cluster: the real `cloud-hub`, run as a child on the cluster's own address.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -27,6 +27,7 @@ pub struct Hub {
     site: Arc<Site>,
     child: Mutex<Option<Child>>,
     disk: Mutex<Option<Disk>>,
+    flags: std::sync::Mutex<Vec<String>>,
 }
 
 /// A child of ours, known by its pid until it was waited for.
@@ -34,12 +35,18 @@ pub(super) type Child = tokio::process::Child;
 
 impl Hub {
     pub(super) fn new(site: Arc<Site>) -> Self {
-        Self { site, child: Mutex::default(), disk: Mutex::default() }
+        Self { site, child: Mutex::default(), disk: Mutex::default(), flags: std::sync::Mutex::default() }
     }
 
     /// Its data directory: keys, objects and streams.
     pub fn data_dir(&self) -> PathBuf {
         self.site.member_dir("hub")
+    }
+
+    /// Further flags of `cloud-hub`, from its next start on.
+    pub fn set_flags(&self, flags: &[&str]) {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        *self.flags.lock().unwrap_or_else(PoisonError::into_inner) = flags;
     }
 
     /// Starts it and waits until its API answers.
@@ -67,6 +74,7 @@ impl Hub {
             command.arg(flag).arg(format!("{address}:{port}"));
         }
         command.arg("--advertise").arg(address.to_string());
+        command.args(self.flags.lock().unwrap_or_else(PoisonError::into_inner).iter());
         spawn(command, &self.site, "hub")
     }
 

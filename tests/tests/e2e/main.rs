@@ -22,4 +22,5 @@ mod programs;
 mod restore;
 mod slow;
 mod support;
+mod transport;
 mod workload;
