@@ -127,7 +127,7 @@ impl Proxy {
             return Ok(None);
         };
         let exempt = set("NO_PROXY").or_else(|| set("no_proxy")).unwrap_or_default();
-        if hosts.iter().all(|host| is_exempt(host, &exempt)) {
+        if !hosts.is_empty() && hosts.iter().all(|host| is_exempt(host, &exempt)) {
             return Ok(None);
         }
         Ok(Some((Self::parse(&value)?, name)))

@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
-use tests::cluster::{Cluster, Edge, Gateway, eventually};
+use serde_json::Value;
+use tests::cluster::{Cluster, Edge, Gateway, eventually, programs};
 
 use crate::support::{IDLE, acked_more, agent_serves, all_arrived, pod, runs, sensor, the_same, told};
 
@@ -49,10 +50,34 @@ async fn a_node_that_only_a_proxy_lets_out_joins_and_runs_pods() -> anyhow::Resu
     let through = |login: &str| format!("http://{login}@{}", gateway.address());
     let join = async |proxy: &str| edge.join_as(&token, &["--name", "edge-a", "--proxy", proxy]).await;
 
+    // What `edgewire check` tells of it is what joining then shows.
+    let proxy = through(LOGIN[0]);
+    let dir = edge.data_dir();
+    let program = programs::ours("edgewire");
+    let (program, kept) = (program.to_string_lossy(), dir.to_string_lossy());
+    let line = format!(
+        "{program} check {token} --json --data-dir {kept} --pod-cidr 10.85.1.0/24 --proxy {proxy} || true"
+    );
+    let findings: Value = serde_json::from_str(&edge.exec(&["sh", "-c", &line])?)?;
+    let result = |check: &str| {
+        let of = findings.as_array().into_iter().flatten().find(|finding| finding["check"] == check);
+        of.and_then(|finding| finding["result"].as_str()).unwrap_or("absent").to_owned()
+    };
+    for (check, want) in [
+        ("api", "ok"),
+        ("api tls", "ok"),
+        ("leaf", "warn"),
+        ("leaf wss", "ok"),
+        ("leaf wss tls", "ok"),
+        ("proxy", "ok"),
+    ] {
+        anyhow::ensure!(result(check) == want, "{check}: {findings:#}");
+    }
+
     let said = join(&through("site:wrong")).await?;
     anyhow::ensure!(!said.success && said.stderr.contains("EW-PROXY-LOGIN"), "{}", said.stderr);
     anyhow::ensure!(!said.stderr.contains("wrong"), "it shows the password: {}", said.stderr);
-    let said = join(&through(LOGIN[0])).await?.ok()?;
+    let said = join(&proxy).await?.ok()?;
     let want = format!("the link will go to wss://{address}:{WSS_PORT} through http://{}", gateway.address());
     anyhow::ensure!(said.contains(&want), "{said}");
     edge.start().await?;
@@ -62,11 +87,10 @@ async fn a_node_that_only_a_proxy_lets_out_joins_and_runs_pods() -> anyhow::Resu
     cluster.kubectl_ok(&["exec", "steady", "--", "true"]).await?;
     let served = gateway.served();
     let to = |port: u16| served.tunnels.iter().filter(|to| **to == format!("{address}:{port}")).count();
-    anyhow::ensure!(to(ports.api) == 1 && to(WSS_PORT) >= 2, "{served:?}");
+    anyhow::ensure!(to(ports.api) >= 2 && to(WSS_PORT) >= 3 && to(ports.leaf) == 0, "{served:?}");
     anyhow::ensure!(linked_to(&edge)?.is_empty(), "past the proxy");
 
     // The password is in two files, which are root's alone, and nowhere else.
-    let dir = edge.data_dir();
     anyhow::ensure!(private(&dir.join("hub/membership.json"))?.contains(PASSWORD));
     anyhow::ensure!(private(&dir.join("nats/nats-server.conf"))?.contains(PASSWORD));
     for log in [edge.log(), dir.join("nats/nats-server.log")] {
