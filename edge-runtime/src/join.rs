@@ -86,10 +86,10 @@ fn proxy(given: Option<&str>, hubs: &[String]) -> anyhow::Result<Option<Proxy>> 
 async fn choose_way(data_dir: &Path) -> anyhow::Result<()> {
     let Some((_, link)) = membership::load(data_dir)? else { return Ok(()) };
     let through = link.proxy.as_ref().map(|proxy| format!(" through {proxy}")).unwrap_or_default();
-    match link.open().await.first() {
+    match link.best_open().await {
         Some(way) => {
-            way::remember(&data_dir.join(LEAF_DIR), *way)?;
-            let urls: Vec<&str> = link.of(*way).map(String::as_str).collect();
+            way::remember(&data_dir.join(LEAF_DIR), way)?;
+            let urls: Vec<&str> = link.of(way).map(String::as_str).collect();
             println!("the link will go to {}{through}", urls.join(" or "));
         }
         None => eprintln!(

@@ -173,6 +173,16 @@ impl LeafServer {
     /// Has the link go another way: no client notices, the link is made anew. On disk first, so that the next life of the
     /// server goes the same.
     pub async fn set_way(&self, way: Way) -> Result<(), ServerError> {
+        let before = self.state.lock().await.way;
+        let moved = self.go(way).await;
+        if let Err(ServerError::Config(_)) = &moved {
+            // What the server does not take must not stand in the way of the next change of users.
+            self.go(before).await?;
+        }
+        moved
+    }
+
+    async fn go(&self, way: Way) -> Result<(), ServerError> {
         let in_force = {
             let mut state = self.state.lock().await;
             let is_one = state.config.hub.as_ref().is_some_and(|hub| hub.ways().contains(&way));

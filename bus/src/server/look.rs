@@ -34,9 +34,10 @@ impl LeafServer {
     /// Looks; with `reach`, the hub is called on all ways. `None` when there is nothing to look at: the server is down (its
     /// supervisor's matter), or the node has not joined.
     pub async fn look(&self, reach: bool) -> Option<LinkFacts> {
-        let (hub, way, log) = self.way().await?;
+        let (hub, _, log) = self.way().await?;
         // Called first: what is said of the link is then as new as can be.
         let open = if reach { Some(hub.open().await) } else { None };
+        let (_, way, _) = self.way().await?;
         let links = self.links().await.ok()?;
         let facts = LinkFacts { way: Some(way), ways: hub.ways(), open, ..LinkFacts::default() };
         let linked = [Account::Control, Account::Work]

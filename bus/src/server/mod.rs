@@ -111,7 +111,7 @@ pub enum ServerError {
     },
     /// The address is not one of this machine.
     #[error(
-        "EW-ADDRESS: cannot listen on {address}: {source}; make the interface that carries it or configure another address"
+        "EW-ADDRESS: cannot listen on {address}: {source}; make the interface that carries it or configure another address (a port below 1024 needs root)"
     )]
     Address {
         /// The address.

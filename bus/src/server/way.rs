@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join;
-use futures::stream::FuturesUnordered;
+use futures::stream::{FuturesOrdered, FuturesUnordered};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use schemas::name::NodeName;
@@ -112,6 +112,19 @@ impl HubLink {
         let [tls_way, wss_way] = Way::ALL.map(|way| any(self.of(way), &tls, self.proxy.as_ref()));
         let (over_tls, over_wss) = join(tls_way, wss_way).await;
         Way::ALL.into_iter().zip([over_tls, over_wss]).filter_map(|(way, open)| open.then_some(way)).collect()
+    }
+
+    /// The best way that is open; without waiting for the others.
+    pub async fn best_open(&self) -> Option<Way> {
+        let tls = trusting(&self.ca_file).ok()?;
+        let call = async |way| any(self.of(way), &tls, self.proxy.as_ref()).await.then_some(way);
+        let mut calls: FuturesOrdered<_> = Way::ALL.into_iter().map(call).collect();
+        while let Some(open) = calls.next().await {
+            if open.is_some() {
+                return open;
+            }
+        }
+        None
     }
 
     /// Which way the link went last, as it stands in the server's directory; else the best.

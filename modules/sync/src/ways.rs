@@ -21,12 +21,12 @@ const TRY_MS: u64 = 6_000;
 const TRY_EVERY_MS: u64 = 4_000;
 const LONG_MS: u64 = 60_000;
 const TRY_LONG_EVERY_MS: u64 = 15_000;
-/// What was seen once is looked at again after so long.
-const CONFIRM_MS: u64 = 5_000;
 /// A heartbeat was answered within this: the link carries.
 const CARRIES_MS: u64 = 4_500;
 /// The hub answers, and there is no link for so long.
 const STUBBORN_MS: u64 = 40_000;
+/// Twice as long after each time that this helped nothing, so often.
+const MOVES_MAX: u32 = 4;
 /// A link that was moved back has so long to stand.
 const TRIAL_MS: u64 = 10_000;
 
@@ -58,6 +58,8 @@ pub struct Ways {
     /// When the link was moved back, until it has proved itself; and whether it has stood since.
     trial: Option<(Timestamp, bool)>,
     moved_at: Option<Timestamp>,
+    /// How often it went to and fro with no link on any way.
+    moves: u32,
 }
 
 impl Ways {
@@ -78,16 +80,15 @@ impl Ways {
             seen_once: None,
             trial: None,
             moved_at: None,
+            moves: 0,
         }
     }
 
     /// Shall the hub be called on all ways? `silent_ms`: since a heartbeat was answered last.
     pub fn due(&mut self, silent_ms: u64, now: Timestamp) -> bool {
-        let every = match (self.seen_once.is_some(), silent_ms < LONG_MS) {
-            (true, true) => CONFIRM_MS.min(TRY_EVERY_MS),
-            (false, true) => TRY_EVERY_MS,
-            (_, false) => TRY_LONG_EVERY_MS,
-        };
+        // What was seen once is soon looked at again.
+        let soon = self.seen_once.is_some() || silent_ms < LONG_MS;
+        let every = if soon { TRY_EVERY_MS } else { TRY_LONG_EVERY_MS };
         let away = !self.linked && silent_ms >= TRY_MS;
         let stayed = self.worse_since.is_some_and(|since| now.since_ms(since) >= self.patience_ms());
         // A clock that was set back must not keep it from looking.
@@ -139,17 +140,19 @@ impl Ways {
             return self.go(other, other == best, why, now);
         }
         self.seen_once = None;
-        if silent_ms < STUBBORN_MS
-            || self.moved_at.is_some_and(|at| at <= now && now.since_ms(at) < STUBBORN_MS)
-        {
+        let pause_ms = STUBBORN_MS << self.moves;
+        let rested = self.moved_at.is_none_or(|at| at > now || now.since_ms(at) >= pause_ms);
+        if silent_ms < STUBBORN_MS || !rested {
             return None;
         }
+        self.moves = (self.moves + 1).min(MOVES_MAX);
         let why = format!("there is no link over {way}://, though the hub answers");
         self.go(other, other == best, why, now)
     }
 
     /// The link stands and carries.
     fn carries(&mut self, way: Way, best: Way, open: Option<&[Way]>, now: Timestamp) -> Option<Move> {
+        self.moves = 0;
         if way == best {
             (self.worse_since, self.seen_once) = (None, None);
             if let Some((at, stood)) = &mut self.trial {
@@ -264,10 +267,11 @@ mod tests {
     #[test]
     fn a_way_that_answers_and_carries_nothing_is_left_too_and_not_in_haste() {
         let mut world = World::new(Way::Tls);
-        world.run(0..200, &BOTH, &[]);
+        world.run(0..86_400, &BOTH, &[]);
         let times: Vec<u64> = world.moves.iter().map(|(s, _)| *s).collect();
-        assert!(times[0] >= 40 && times.windows(2).all(|pair| pair[1] - pair[0] >= 40), "{times:?}");
-        assert!(times.len() >= 2, "{times:?}");
+        let gaps: Vec<u64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!((40..60).contains(&times[0]) && gaps[0] >= 80 && gaps[1] >= 160, "{times:?}");
+        assert!((100..150).contains(&times.len()), "told less and less often, and never given up: {times:?}");
     }
 
     #[test]
