@@ -216,6 +216,11 @@ pub fn authority(text: &str) -> Option<(&str, Option<u16>)> {
     is_host.then_some((host, port))
 }
 
+/// The host of a URL.
+pub fn host(url: &str) -> Option<&str> {
+    authority(url.split_once("://")?.1.trim_end_matches('/')).map(|(host, _)| host)
+}
+
 /// As curl and Go read NO_PROXY: `*`, a host, a domain with all in it, an address, a network. This machine itself always is.
 fn is_exempt(host: &str, exempt: &str) -> bool {
     let address = host.parse::<IpAddr>().ok();

@@ -45,7 +45,7 @@ pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
     };
     let mut last =
         anyhow!("EW-JOIN-TOKEN: the token names no hub; make a new one with `edgewire token create`");
-    let proxy = proxy(args.proxy.as_deref(), &token.hubs)?;
+    let proxy = proxy(args.proxy.as_deref(), &[token.hubs.as_slice(), &token.leafs].concat())?;
     for hub in &token.hubs {
         match tokio::time::timeout(TIMEOUT, post(hub, proxy.as_ref(), &token.ca_sha256, &enroll)).await {
             Ok(Ok(enrolled)) => {
@@ -67,14 +67,11 @@ pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
 }
 
 /// The proxy that was given, else the one that this shell's variables name: then it is said, because the node keeps it.
-fn proxy(given: Option<&str>, hubs: &[String]) -> anyhow::Result<Option<Proxy>> {
+fn proxy(given: Option<&str>, urls: &[String]) -> anyhow::Result<Option<Proxy>> {
     if let Some(text) = given.filter(|text| !text.is_empty()) {
         return Ok(Proxy::setting(text)?);
     }
-    let host = |hub: &String| {
-        Some(proxy::authority(hub.strip_prefix("https://")?.trim_end_matches('/'))?.0.to_owned())
-    };
-    let hosts: Vec<String> = hubs.iter().filter_map(host).collect();
+    let hosts: Vec<String> = urls.iter().filter_map(|url| Some(proxy::host(url)?.to_owned())).collect();
     let found = Proxy::of_environment(&hosts, |name| std::env::var(name).ok())?;
     Ok(found.map(|(proxy, variable)| {
         println!("{variable} is set: joining through {proxy}, and so will the node go; `--proxy none` if it shall not");

@@ -179,8 +179,9 @@ pub async fn run(args: CheckArgs, screen: &mut Screen) -> Outcome<()> {
 
 /// The proxy that joining would take, and who names it.
 fn proxy(given: Option<&str>, target: Option<&Target>) -> Outcome<Option<(Proxy, &'static str)>> {
-    let hosts: Vec<String> =
-        target.into_iter().flat_map(|target| &target.hubs).map(|hub| hub.host.clone()).collect();
+    let apis = target.into_iter().flat_map(|target| &target.hubs).map(|hub| &hub.host);
+    let leafs = target.into_iter().flat_map(|target| &target.leafs).map(|leaf| &leaf.host);
+    let hosts: Vec<String> = apis.chain(leafs).cloned().collect();
     let found = match given.filter(|text| !text.is_empty()) {
         Some(text) => Proxy::setting(text).map(|proxy| Some((proxy?, "as given"))),
         None => Proxy::of_environment(&hosts, |name| std::env::var(name).ok()),

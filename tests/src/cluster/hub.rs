@@ -196,11 +196,14 @@ pub(super) fn spawn(mut command: Command, site: &Site, member: &str) -> anyhow::
     command.spawn().with_context(|| format!("cannot run {}", program.to_string_lossy()))
 }
 
-/// The environment of a member's programs: the mark, the pinned nats-server, nothing of the caller's Edgewire settings.
+/// The environment of a member's programs: the mark, the pinned nats-server, nothing of the caller's Edgewire settings, nor
+/// of a proxy that the caller may have.
 pub(super) fn surroundings(command: &mut Command, site: &Site, member: &str) {
     for (name, _) in std::env::vars_os() {
-        let ours = name.to_string_lossy().starts_with("EDGEWIRE_");
-        if ours && name != "EDGEWIRE_LOG" {
+        let text = name.to_string_lossy();
+        if (text.starts_with("EDGEWIRE_") || text.to_ascii_uppercase().ends_with("_PROXY"))
+            && name != "EDGEWIRE_LOG"
+        {
             command.env_remove(name);
         }
     }
