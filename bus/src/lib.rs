@@ -15,6 +15,7 @@
 //! * [`audit`] the hub's audit streams
 //! * [`tool`] what a tool at a prompt needs: listen, publish, ask
 //! * [`program`] log and stop signal of the programs around a host
+//! * [`proxy`] an HTTP proxy on the way to the hub
 //! * [`connection`] connecting; [`server`] supervising a `nats-server`; [`identity`] keys and permissions
 
 pub mod audit;
@@ -27,6 +28,7 @@ pub mod link;
 pub mod module;
 pub mod program;
 pub mod provision;
+pub mod proxy;
 pub mod runner;
 pub mod server;
 pub mod store;

@@ -19,7 +19,7 @@ use async_nats::{Client, ConnectOptions, HeaderMap};
 use bus::connection::{Login, dial};
 use bus::identity::{HubKeys, Permissions, Tls, node_permissions};
 use bus::module::{Account, EntryValue, Expect};
-use bus::server::{HubConfig, HubLink, HubServer, LeafConfig, LeafServer, Phase, ServerStatus, User};
+use bus::server::{HubConfig, HubLink, HubServer, LeafConfig, LeafServer, Phase, ServerStatus, User, Way};
 use bus::store::{From, Seen, Store};
 use futures::StreamExt;
 use schemas::name::NodeName;
@@ -104,23 +104,26 @@ struct Hub {
     keys: Arc<HubKeys>,
     tls: Tls,
     leaf_url: String,
+    wss_url: String,
 }
 
 impl Hub {
     async fn start(ground: &Ground) -> Self {
         let keys = Arc::new(HubKeys::load_or_create(&ground.dir("keys")).unwrap());
         let tls = Tls::load_or_create(&ground.dir("tls"), &["hub.test".into()]).unwrap();
-        let leaf_listen = free();
+        let (leaf_listen, wss_listen) = (free(), free());
         let config = HubConfig {
             data_dir: ground.dir("hub"),
             listen: free(),
             leaf_listen,
+            leaf_wss_listen: Some(wss_listen),
             binary: Some(nats_server()),
             store_max_bytes: 1 << 30,
         };
         let server = HubServer::start(config, keys.clone(), &tls).await.unwrap();
         server.ready(SOON).await.unwrap();
-        Self { server, keys, tls, leaf_url: format!("tls://{leaf_listen}") }
+        let (leaf_url, wss_url) = (format!("tls://{leaf_listen}"), format!("wss://{wss_listen}"));
+        Self { server, keys, tls, leaf_url, wss_url }
     }
 
     async fn client(&self, account: Account, name: &str, permissions: &Permissions) -> Client {
@@ -150,6 +153,7 @@ impl Hub {
             ca_file: self.tls.ca_file.clone(),
             control_creds: file(Account::Control, &control),
             work_creds: file(Account::Work, &work),
+            proxy: None,
         };
         (link, key.public_key())
     }
@@ -544,6 +548,113 @@ async fn a_revoked_node_is_out_at_once_and_stays_out() {
 
 // --- the supervisor ---
 
+/// Passes connections on to an address until it is dropped, and all of them with it.
+struct Relay(SocketAddr, tokio::task::JoinHandle<()>);
+
+impl Relay {
+    async fn to(url: &str) -> Self {
+        let to = url.split_once("://").unwrap().1.to_owned();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let mut passing = tokio::task::JoinSet::new();
+            while let Ok((mut near, _)) = listener.accept().await {
+                let to = to.clone();
+                passing.spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await; // either end may close
+                });
+            }
+        });
+        Self(address, task)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.1.abort();
+    }
+}
+
+/// Where the links go, one for each account.
+async fn linked_to(edge: &LeafServer) -> Vec<u16> {
+    edge.links().await.unwrap_or_default().into_iter().map(|link| link.port).collect()
+}
+
+fn port_of(url: &str) -> u16 {
+    url.rsplit_once(':').unwrap().1.parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_addresses_one_that_dies_is_left_for_another() {
+    let ground = Ground::new("addresses");
+    let hub = Hub::start(&ground).await;
+    let mut relays = [Relay::to(&hub.leaf_url).await, Relay::to(&hub.leaf_url).await].map(Some);
+    let (mut link, _) = hub.enrol(&ground, "n1");
+    link.urls = relays.iter().flatten().map(|relay| format!("tls://{}", relay.0)).collect();
+    link.urls.push("tls://127.0.0.1:1".to_owned()); // nobody is there
+    let edge = leaf(&ground, "n1", Some(link)).await;
+    eventually("both links stand", || async { linked_to(&edge).await.len() == 2 }).await;
+    let used = linked_to(&edge).await;
+    assert_eq!(used[0], used[1], "both go to the same");
+    for relay in &mut relays {
+        relay.take_if(|relay| relay.0.port() == used[0]);
+    }
+    let left = relays.iter().flatten().next().unwrap().0.port();
+    eventually("both links go to the other", || async { linked_to(&edge).await == [left, left] }).await;
+    edge.stop().await.unwrap();
+    hub.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_goes_another_way_and_no_client_notices() {
+    let ground = Ground::new("ways");
+    let hub = Hub::start(&ground).await;
+    let (mut link, key) = hub.enrol(&ground, "n1");
+    link.urls.push(hub.wss_url.clone());
+    let other_ca = Tls::load_or_create(&ground.dir("other"), &["hub.test".into()]).unwrap().ca_file;
+    assert_eq!(link.open().await, [Way::Tls, Way::Wss]);
+    let stranger = HubLink { ca_file: other_ca, ..link.clone() };
+    assert_eq!(stranger.open().await, [], "somebody answers, but not the hub");
+    let one = HubLink { urls: vec!["tls://127.0.0.1:1".into(), hub.wss_url.clone()], ..link.clone() };
+    assert_eq!(one.open().await, [Way::Wss]);
+
+    let config = leaf_config(&ground, "n1", Some(link));
+    let edge = leaf_with(&config).await;
+    let admin = hub.client(Account::Control, "admin", &Permissions::full()).await;
+    let control = on_leaf(&edge, "sync", Account::Control, "n1").await;
+    let (tls, wss) = (port_of(&hub.leaf_url), port_of(&hub.wss_url));
+    eventually("the better way first", || async { linked_to(&edge).await == [tls, tls] }).await;
+    for (way, port) in [(Way::Wss, wss), (Way::Tls, tls), (Way::Wss, wss)] {
+        edge.set_way(way).await.unwrap();
+        eventually("the link goes there", || async { linked_to(&edge).await == [port, port] }).await;
+        eventually("and carries", || crosses(&control, &admin, "ew.hb.n1")).await;
+    }
+    assert_eq!(
+        control.statistics().connects.load(std::sync::atomic::Ordering::Relaxed),
+        1,
+        "a client noticed"
+    );
+    let facts = edge.look(true).await.unwrap();
+    assert_eq!((facts.linked, facts.way, facts.ways.len()), (true, Some(Way::Wss), 2));
+    assert!(facts.moved_bytes.is_some_and(|bytes| bytes > 0), "{facts:?}");
+
+    // The next life finds it as it is, whichever way it began.
+    let pid = edge.status().borrow().pid;
+    edge.leave_running().await.unwrap();
+    let edge = leaf_with(&config).await;
+    assert_eq!((edge.status().borrow().pid, linked_to(&edge).await), (pid, vec![wss, wss]));
+    // Revoked over this way too.
+    hub.server.revoke(Account::Control, &key).await.unwrap();
+    eventually("the revoked node is out", || async { !crosses(&control, &admin, "ew.hb.n1").await }).await;
+    eventually("it says why", || async {
+        edge.look(false).await.is_some_and(|facts| facts.refusal.is_some())
+    })
+    .await;
+    edge.stop().await.unwrap();
+    hub.server.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn users_come_and_go_without_dropping_the_others_and_survive() {
     let ground = Ground::new("users");
@@ -719,6 +830,7 @@ async fn an_unchanged_hub_is_adopted() {
         data_dir: ground.dir("hub"),
         listen: free(),
         leaf_listen: free(),
+        leaf_wss_listen: None,
         binary: Some(nats_server()),
         store_max_bytes: 1 << 30,
     };
@@ -764,6 +876,7 @@ async fn what_is_wrong_is_named() {
         ca_file: "/nowhere/ca".into(),
         control_creds: "/nowhere/c".into(),
         work_creds: "/nowhere/w".into(),
+        proxy: None,
     };
     let error = LeafServer::start(LeafConfig { hub: Some(unjoined), ..config.clone() }).await.unwrap_err();
     assert!(error.code() == "EW-NATS-CONFIG" && error.to_string().contains("/nowhere/ca"), "{error}");

@@ -24,8 +24,9 @@ pub fn find(name: &str, own: Option<&Path>, path: Option<&OsStr>) -> Option<Path
     beside.into_iter().chain(listed).map(|dir| dir.join(name)).find(|path| executable(path))
 }
 
-/// Becomes the program `name`; returns only when that fails.
-pub fn become_program(name: &str, args: &[OsString]) -> Outcome<()> {
+/// Becomes the program `name`; returns only when that fails. What is secret goes by `environment`: arguments are seen by
+/// everybody on the machine.
+pub fn become_program(name: &str, args: &[OsString], environment: &[(&str, String)]) -> Outcome<()> {
     let own = std::env::current_exe().ok();
     let Some(path) = find(name, own.as_deref(), std::env::var_os("PATH").as_deref()) else {
         let place =
@@ -36,7 +37,8 @@ pub fn become_program(name: &str, args: &[OsString]) -> Outcome<()> {
             format!("install it beside edgewire; from the source: cargo build --release -p {name}"),
         ));
     };
-    let error = std::process::Command::new(&path).args(args).exec();
+    let environment = environment.iter().map(|(name, value)| (*name, value));
+    let error = std::process::Command::new(&path).args(args).envs(environment).exec();
     let cause = format!("cannot run {}: {error}", path.display());
     Err(Failure::new("EW-PROGRAM-FAILED", cause, "is it built for this machine?"))
 }

@@ -134,6 +134,10 @@ struct JoinArgs {
     /// Join as another machine: make new keys, after the old ones were revoked
     #[arg(long)]
     new_keys: bool,
+    /// HTTP proxy on the way to the hub, http://[USER:PASSWORD@]HOST:PORT, kept for the node; `none` for none. With a
+    /// password, better set the variable: a command line is seen by everybody here [default: HTTPS_PROXY, as NO_PROXY allows]
+    #[arg(long, env = "EDGEWIRE_PROXY", value_name = "URL", hide_env_values = true)]
+    proxy: Option<String>,
 }
 
 impl JoinArgs {
@@ -174,9 +178,12 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Outcome<ExitCode> {
     match command {
-        Command::Hub(passed) => launch::become_program(launch::HUB, &passed.args)?,
-        Command::Edge(passed) => launch::become_program(launch::EDGE, &passed.args)?,
-        Command::Join(args) => launch::become_program(launch::EDGE, &args.passed_on())?,
+        Command::Hub(passed) => launch::become_program(launch::HUB, &passed.args, &[])?,
+        Command::Edge(passed) => launch::become_program(launch::EDGE, &passed.args, &[])?,
+        Command::Join(args) => {
+            let proxy = args.proxy.clone().map(|proxy| (check::PROXY_VARIABLE, proxy));
+            launch::become_program(launch::EDGE, &args.passed_on(), proxy.as_slice())?;
+        }
         command => return run(command),
     }
     Ok(ExitCode::SUCCESS)
@@ -257,7 +264,10 @@ mod tests {
         assert_eq!(passed.args, ["--help", "-c", "x", "--", "y"]);
         let Command::Hub(passed) = parse(&["edgewire", "hub"]) else { panic!() };
         assert!(passed.args.is_empty());
-        let Command::Join(join) = parse(&["edgewire", "join", "ew1.x", "--name", "edge-a"]) else { panic!() };
+        let join = ["edgewire", "join", "ew1.x", "--name", "edge-a", "--proxy", "http://u:hush@p:1"];
+        let Command::Join(join) = parse(&join) else { panic!() };
+        assert_eq!(join.proxy.as_deref(), Some("http://u:hush@p:1"));
+        // Its password is not for everybody's eyes.
         assert_eq!(join.passed_on(), ["join", "ew1.x", "--name", "edge-a"]);
     }
 }

@@ -37,6 +37,10 @@ enum Part {
     Api(TlsAcceptor, String),
     /// What a nats-server's leaf port does up to TLS.
     Leaf(TlsAcceptor),
+    /// What its port for WebSocket does.
+    Wss(TlsAcceptor),
+    /// A proxy that lets `me` with the password `hush` through to these ports.
+    Proxy(Vec<u16>),
 }
 
 /// A listener that is gone with the test.
@@ -87,6 +91,33 @@ async fn serve(part: Part, mut tcp: TcpStream) -> std::io::Result<()> {
             let mut tls = acceptor.accept(tcp).await?;
             tls.read_to_end(&mut Vec::new()).await.map(drop)
         }
+        Part::Wss(acceptor) => {
+            let mut tls = acceptor.accept(tcp).await?;
+            let mut request = [0; 4096];
+            let size = tls.read(&mut request).await?;
+            assert!(request[..size].starts_with(b"GET /leafnode HTTP/1.1\r\n"), "as a leaf does");
+            tls.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n").await
+        }
+        Part::Proxy(ports) => {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(tcp.read_u8().await?);
+            }
+            let request = String::from_utf8_lossy(&request);
+            let to = request.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).unwrap();
+            let port: u16 = to.rsplit(':').next().unwrap().parse().unwrap();
+            let answer = match (request.contains("Basic bWU6aHVzaA==\r\n"), ports.contains(&port)) {
+                (false, _) => "407 Proxy Authentication Required",
+                (true, false) => "403 Forbidden",
+                (true, true) => "200 OK",
+            };
+            tcp.write_all(format!("HTTP/1.1 {answer}\r\n\r\n").as_bytes()).await?;
+            if answer == "200 OK" {
+                let mut far = TcpStream::connect(to).await?;
+                tokio::io::copy_bidirectional(&mut tcp, &mut far).await?;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -129,16 +160,24 @@ fn now() -> String {
 }
 
 fn token(hubs: &[SocketAddr], fingerprint: &str) -> String {
+    token_with(hubs, &[], fingerprint)
+}
+
+fn token_with(hubs: &[SocketAddr], leafs: &[String], fingerprint: &str) -> String {
     let hubs = hubs.iter().map(|hub| format!("https://{hub}")).collect();
     let (ca_sha256, id, secret) = (fingerprint.to_owned(), "id".to_owned(), "hush".to_owned());
-    let token = serde_json::to_vec(&JoinToken { hubs, ca_sha256, id, secret }).unwrap();
+    let token =
+        serde_json::to_vec(&JoinToken { hubs, ca_sha256, id, secret, leafs: leafs.to_vec() }).unwrap();
     format!("ew1.{}", BASE64_URL_SAFE_NO_PAD.encode(token))
 }
 
 /// Runs it; every finding, and the raw output.
 async fn check(hub: &str, leaf_port: u16, more: &[(&str, &str)]) -> (Vec<Value>, Output) {
-    let port = leaf_port.to_string();
-    let mut command = tool(&["check", hub, "--leaf-port", &port, "--json"]);
+    check_with(hub, &["--leaf-port", &leaf_port.to_string()], more).await
+}
+
+async fn check_with(hub: &str, flags: &[&str], more: &[(&str, &str)]) -> (Vec<Value>, Output) {
+    let mut command = tool(&[&["check", hub, "--json"], flags].concat());
     for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
         command.env_remove(name);
     }
@@ -195,6 +234,53 @@ async fn a_hub_as_it_should_be_is_well() {
     let (found, _) = check(&at.to_string(), leaf.address.port(), &[]).await;
     let shown = format!("ok: by a hub's authority, sha256 {}…", &keys.fingerprint[..16]);
     assert!(of(&found, "api tls").starts_with(&shown), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_addresses_of_the_token_are_tried_and_one_is_enough() {
+    let keys = keys();
+    let api = Fake::start(Part::Api(keys.api.clone(), ok_at(&now()))).await;
+    let wss = Fake::start(Part::Wss(keys.leaf.clone())).await;
+    let leafs = |wss: SocketAddr| [format!("tls://{}", closed_port()), format!("wss://{wss}")];
+    let well = token_with(&[api.address], &leafs(wss.address), &keys.fingerprint);
+    let (found, _) = check_with(&well, &[], &[]).await;
+    assert!(of(&found, "leaf").starts_with("warn: cannot connect to 127.0.0.1:"), "{found:?}");
+    assert!(of(&found, "leaf wss").starts_with(&format!("ok: {} in ", wss.address)), "{found:?}");
+    assert_eq!(of(&found, "leaf wss tls"), "ok: by the same authority as the API");
+
+    // A page is there, and no hub.
+    let page = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let web = Fake::start(Part::Says(page)).await;
+    let shut = token_with(&[api.address], &leafs(web.address), &keys.fingerprint);
+    let (found, _) = check_with(&shut, &[], &[]).await;
+    assert!(of(&found, "leaf").starts_with("fail: "), "{found:?}");
+    assert!(of(&found, "leaf wss").starts_with("fail: "), "{found:?}");
+
+    // Through a proxy, which lets through to 443 and the API alone, as most do.
+    let proxy = Fake::start(Part::Proxy(vec![api.address.port(), wss.address.port()])).await;
+    let leaf = Fake::start(Part::Leaf(keys.leaf.clone())).await;
+    let leafs = [format!("tls://{}", leaf.address), format!("wss://{}", wss.address)];
+    let token = token_with(&[api.address], &leafs, &keys.fingerprint);
+    let url = format!("http://me:hush@{}", proxy.address);
+    let (found, _) = check_with(&token, &["--proxy", &url], &[]).await;
+    for name in ["api", "api tls", "leaf wss", "leaf wss tls"] {
+        assert!(of(&found, name).starts_with("ok: "), "{name} {found:?}");
+    }
+    assert!(of(&found, "leaf").contains("403 Forbidden"), "{found:?}");
+    let want = format!("ok: through http://{} (as given)", proxy.address);
+    assert!(of(&found, "proxy").starts_with(&want), "{found:?}");
+    let (found, _) =
+        check_with(&token, &[], &[("EDGEWIRE_PROXY", &format!("http://{}", proxy.address))]).await;
+    for name in ["api", "leaf", "leaf wss"] {
+        assert!(of(&found, name).contains("does not take this login"), "{name} {found:?}");
+    }
+    assert!(of(&found, "proxy").starts_with("fail: through"), "{found:?}");
+    let output = finish(tool(&["check", &token, "--proxy", "socks5://me:hush@p"])).await;
+    assert!(
+        stderr(&output).starts_with("EW-PROXY: ") && !stderr(&output).contains("hush"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use bus::proxy::{authority, with_port};
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
@@ -114,6 +115,14 @@ pub struct Args {
     /// Address and port where nodes connect [default: 0.0.0.0:7422]
     #[arg(long, env = "EDGEWIRE_HUB_LEAF_LISTEN", value_name = "ADDR")]
     pub leaf_listen: Option<SocketAddr>,
+    /// Address and port where nodes connect that get out by HTTPS alone, or through a proxy, such as 0.0.0.0:443 [default:
+    /// nowhere]
+    #[arg(long, env = "EDGEWIRE_HUB_LEAF_WSS", value_name = "ADDR")]
+    pub leaf_wss: Option<SocketAddr>,
+    /// Where nodes reach this hub, if that is not each --advertise with the ports above (behind a load balancer):
+    /// https://HOST:PORT to join, tls://HOST:PORT and wss://HOST:PORT to connect; may be given several times
+    #[arg(long = "url", env = "EDGEWIRE_HUB_URLS", value_name = "URL", value_delimiter = ',')]
+    pub urls: Vec<String>,
     /// Name or address by which nodes and tools reach this hub; may be given several times, the first is preferred
     #[arg(long, env = "EDGEWIRE_HUB_ADVERTISE", value_name = "HOST", value_delimiter = ',')]
     pub advertise: Vec<String>,
@@ -136,6 +145,8 @@ struct File {
     api_listen: Option<SocketAddr>,
     bus_listen: Option<SocketAddr>,
     leaf_listen: Option<SocketAddr>,
+    leaf_wss: Option<SocketAddr>,
+    urls: Vec<String>,
     advertise: Vec<String>,
     kubeconfig: Option<PathBuf>,
     nats_server: Option<PathBuf>,
@@ -153,6 +164,14 @@ pub struct Config {
     pub bus_listen: SocketAddr,
     /// Nodes.
     pub leaf_listen: SocketAddr,
+    /// Nodes that get out by HTTPS alone.
+    pub leaf_wss: Option<SocketAddr>,
+    /// `https://`, where nodes join.
+    pub api_urls: Vec<String>,
+    /// `tls://` and `wss://`, where nodes connect.
+    pub leaf_urls: Vec<String>,
+    /// All names and addresses that the certificate has to be for.
+    pub names: Vec<String>,
     /// By which others reach this hub; never empty.
     pub advertise: Vec<String>,
     /// Where to write it.
@@ -184,6 +203,25 @@ impl Config {
         if advertise.is_empty() {
             advertise = guess_addresses(api_listen.ip());
         }
+        let leaf_listen = args.leaf_listen.or(file.leaf_listen).unwrap_or_else(|| any(LEAF_PORT));
+        let leaf_wss = args.leaf_wss.or(file.leaf_wss);
+        let urls = if args.urls.is_empty() { file.urls } else { args.urls };
+        let mut names = advertise.clone();
+        for url in &urls {
+            names.push(host_of(url)?.to_owned());
+        }
+        names.dedup();
+        let reached_at = |scheme: &str, listen: Option<SocketAddr>| -> Vec<String> {
+            let given = urls.iter().filter(|url| url.starts_with(&format!("{scheme}://")));
+            let given: Vec<String> = given.map(|url| url.trim_end_matches('/').to_owned()).collect();
+            if !given.is_empty() {
+                return given;
+            }
+            let all =
+                listen.into_iter().flat_map(|listen| advertise.iter().map(move |host| (host, listen.port())));
+            all.map(|(host, port)| format!("{scheme}://{}", with_port(host, port))).collect()
+        };
+        let leaf_urls = [reached_at("tls", Some(leaf_listen)), reached_at("wss", leaf_wss)].concat();
         let log_json = match args.log_format.or(file.log_format).as_deref() {
             None | Some("human") => false,
             Some("json") => true,
@@ -194,11 +232,24 @@ impl Config {
             data_dir,
             api_listen,
             bus_listen: args.bus_listen.or(file.bus_listen).unwrap_or_else(|| any(BUS_PORT)),
-            leaf_listen: args.leaf_listen.or(file.leaf_listen).unwrap_or_else(|| any(LEAF_PORT)),
+            leaf_listen,
+            leaf_wss,
+            api_urls: reached_at("https", Some(api_listen)),
+            leaf_urls,
+            names,
             advertise,
             nats_server: args.nats_server.or(file.nats_server).map(absolute).transpose()?,
             log_json,
         })
+    }
+}
+
+/// The host of a URL where nodes reach this hub. One that names no port would be read with another scheme's.
+fn host_of(url: &str) -> anyhow::Result<&str> {
+    let place = ["https://", "tls://", "wss://"].iter().find_map(|scheme| url.strip_prefix(scheme));
+    match place.and_then(|place| authority(place.trim_end_matches('/'))) {
+        Some((host, Some(_))) => Ok(host),
+        _ => bail!("EW-CONFIG: url {url:?} is none of https://HOST:PORT, tls://HOST:PORT, wss://HOST:PORT"),
     }
 }
 
@@ -237,6 +288,7 @@ mod tests {
         assert_eq!(config.data_dir, PathBuf::from("/b"));
         assert_eq!(config.advertise, ["hub.example"]);
         assert!(config.log_json);
+        assert_eq!(config.leaf_urls, ["tls://hub.example:7422"]);
         std::fs::write(&path, "data_dirr = \"/a\"\n").unwrap();
         let args = Cli::parse_from(["cloud-hub", "--config", path.to_str().unwrap()]);
         assert!(
@@ -244,5 +296,26 @@ mod tests {
             "the typo is named"
         );
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn where_nodes_connect_is_each_name_with_each_port_or_what_was_given() {
+        let load = |args: &[&str]| {
+            let args = Cli::parse_from([&["cloud-hub", "--data-dir", "/d"], args].concat());
+            Config::load(args.run)
+        };
+        let wss = ["--advertise", "a,2001:db8::1", "--leaf-wss", "0.0.0.0:443"];
+        assert_eq!(
+            load(&wss).unwrap().leaf_urls,
+            ["tls://a:7422", "tls://[2001:db8::1]:7422", "wss://a:443", "wss://[2001:db8::1]:443"]
+        );
+        let given = load(&["--advertise", "a", "--url", "wss://lb.example:443,tls://b:9/"]).unwrap();
+        assert_eq!(given.leaf_urls, ["tls://b:9", "wss://lb.example:443"]);
+        assert_eq!(given.api_urls, ["https://a:6443"], "of this scheme none was given");
+        assert_eq!(given.names, ["a", "lb.example", "b"], "the certificate is for all");
+        for bad in ["https://a", "a:1", "nats://a:1", "wss://a/x"] {
+            let error = load(&["--url", bad]).unwrap_err().to_string();
+            assert!(error.starts_with("EW-CONFIG") && error.contains(bad), "{error}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use bus::host::Host;
 use bus::identity::{HubKeys, Tls};
 use bus::module::{Account, NoRim};
 use bus::provision::{self, Place};
+use bus::proxy::with_port;
 use bus::runner::Spec;
 use bus::server::{HubConfig, HubServer, ServerError};
 use identity::{Addresses, IdentityRim};
@@ -52,12 +53,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         .with_context(|| format!("EW-DATA-DIR: cannot make {}", config.data_dir.display()))?;
     check_free(config.api_listen)?;
     let keys = Arc::new(HubKeys::load_or_create(&config.data_dir.join("keys"))?);
-    let tls = Tls::load_or_create(&config.data_dir.join("tls"), &config.advertise)?;
+    let tls = Tls::load_or_create(&config.data_dir.join("tls"), &config.names)?;
     let server = HubServer::start(
         HubConfig {
             data_dir: config.data_dir.join("nats"),
             listen: config.bus_listen,
             leaf_listen: config.leaf_listen,
+            leaf_wss_listen: config.leaf_wss,
             binary: config.nats_server.clone(),
             store_max_bytes: STORE_BYTES_MAX,
         },
@@ -139,13 +141,11 @@ fn modules(
     boot_id: &str,
     streams: &Streams,
 ) -> anyhow::Result<()> {
-    let at = |port: u16, scheme: &str| -> Vec<String> {
-        config.advertise.iter().map(|host| format!("{scheme}://{host}:{port}")).collect()
-    };
+    let first = config.advertise.first().map_or("127.0.0.1", String::as_str);
     let addresses = Addresses {
-        api: at(config.api_listen.port(), "https"),
-        leafs: at(config.leaf_listen.port(), "tls"),
-        bus: at(config.bus_listen.port(), "tls").into_iter().next().unwrap_or_default(),
+        api: config.api_urls.clone(),
+        leafs: config.leaf_urls.clone(),
+        bus: format!("tls://{}", with_port(first, config.bus_listen.port())),
     };
     let (keys, server) = (keys.clone(), server.clone());
     let (ca_pem, ca_sha256) = (tls.ca_pem.clone(), tls.fingerprint.clone());

@@ -5,14 +5,17 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use bus::proxy::Proxy;
 use clap::Parser;
 use schemas::name::NodeName;
 use serde::Deserialize;
+use sync::ways::RETURN_AFTER_MS;
 
 /// Runs an Edgewire node: its own bus, containerd, and the modules that run pods, on and off line.
 ///
 /// A node has to join a hub once: `edgewire join TOKEN`. What it was told then runs for good, also after a reboot with no
-/// hub in reach.
+/// hub in reach. A proxy on the way to the hub, if it is not the one that the node joined through: EDGEWIRE_PROXY, or `proxy`
+/// in the settings file.
 #[derive(Debug, Parser)]
 #[command(name = "edge-runtime", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -51,6 +54,11 @@ pub struct JoinArgs {
     /// Join as another machine: make new keys, after the old ones were revoked
     #[arg(long)]
     pub new_keys: bool,
+    /// HTTP proxy on the way to the hub, http://[USER:PASSWORD@]HOST:PORT, kept for the node; `none` for none. A command line
+    /// is seen by everybody on the machine: with a password, better set the variable [default: HTTPS_PROXY, as NO_PROXY
+    /// allows]
+    #[arg(long, env = "EDGEWIRE_PROXY", value_name = "URL", hide_env_values = true)]
+    pub proxy: Option<String>,
 }
 
 /// How to run the node.
@@ -89,6 +97,10 @@ pub struct RunArgs {
     /// A label that the node starts with (key=value); may be given several times
     #[arg(long = "label", env = "EDGEWIRE_LABELS", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub labels: Vec<String>,
+    /// How long a link that had to go over wss:// stays there before tls:// is tried again; longer or shorter by up to a
+    /// quarter, differently on each node [default: 300]
+    #[arg(long, env = "EDGEWIRE_LINK_RETURN_S", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub link_return_s: Option<u64>,
     /// The nats-server to run [default: beside this program, then PATH]
     #[arg(long, env = "EDGEWIRE_NATS_SERVER", value_name = "FILE")]
     pub nats_server: Option<PathBuf>,
@@ -111,6 +123,8 @@ struct File {
     containerd_namespace: Option<String>,
     images: Vec<PathBuf>,
     labels: BTreeMap<String, String>,
+    link_return_s: Option<u64>,
+    proxy: Option<String>,
     nats_server: Option<PathBuf>,
     log_format: Option<String>,
 }
@@ -136,6 +150,10 @@ pub struct Config {
     pub containerd_namespace: String,
     /// Where image archives lie.
     pub images: Vec<PathBuf>,
+    /// How long a link stays on the worse way before the better one is tried.
+    pub link_return_ms: u64,
+    /// The proxy on the way to the hub, or none; `None`: as it joined.
+    pub proxy: Option<Option<Proxy>>,
     /// Labels that the node starts with.
     pub labels: BTreeMap<String, String>,
     /// The server to run.
@@ -215,8 +233,16 @@ impl Config {
             Some("json") => true,
             Some(other) => bail!("EW-CONFIG: log format {other:?} is neither \"human\" nor \"json\""),
         };
+        // No flag: who runs `ps` would see the password for good.
+        let proxy = std::env::var("EDGEWIRE_PROXY").ok().filter(|text| !text.is_empty()).or(file.proxy);
+        let proxy = proxy.map(|text| Proxy::setting(&text)).transpose()?;
         Ok(Self {
             node,
+            link_return_ms: args
+                .link_return_s
+                .or(file.link_return_s)
+                .map_or(RETURN_AFTER_MS, |seconds| seconds.saturating_mul(1000)),
+            proxy,
             data_dir: absolute(
                 args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/edgewire")),
             )?,

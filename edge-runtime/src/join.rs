@@ -1,6 +1,7 @@
 //! Joining a hub: keys are made here, only their public halves travel, over TLS pinned to the authority whose
 //! fingerprint stands in the token.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,10 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::config::JoinArgs;
+use crate::wiring::LEAF_DIR;
 use bus::identity::membership::{self, Keys};
+use bus::proxy::{self, DialError, Proxy};
+use bus::server::way;
 
 /// One hub's answer is waited for so long.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -41,10 +45,12 @@ pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
     };
     let mut last =
         anyhow!("EW-JOIN-TOKEN: the token names no hub; make a new one with `edgewire token create`");
+    let proxy = proxy(args.proxy.as_deref(), &[token.hubs.as_slice(), &token.leafs].concat())?;
     for hub in &token.hubs {
-        match tokio::time::timeout(TIMEOUT, post(hub, &token.ca_sha256, &enroll)).await {
+        match tokio::time::timeout(TIMEOUT, post(hub, proxy.as_ref(), &token.ca_sha256, &enroll)).await {
             Ok(Ok(enrolled)) => {
-                membership::save(&args.data_dir, node.clone(), &keys, enrolled)?;
+                membership::save(&args.data_dir, node.clone(), &keys, enrolled, proxy)?;
+                choose_way(&args.data_dir).await?;
                 println!(
                     "joined {hub} as {node}; next: edgewire edge --data-dir {}",
                     args.data_dir.display()
@@ -60,6 +66,38 @@ pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
     Err(last)
 }
 
+/// The proxy that was given, else the one that this shell's variables name: then it is said, because the node keeps it.
+fn proxy(given: Option<&str>, urls: &[String]) -> anyhow::Result<Option<Proxy>> {
+    if let Some(text) = given.filter(|text| !text.is_empty()) {
+        return Ok(Proxy::setting(text)?);
+    }
+    let hosts: Vec<String> = urls.iter().filter_map(|url| Some(proxy::host(url)?.to_owned())).collect();
+    let found = Proxy::of_environment(&hosts, |name| std::env::var(name).ok())?;
+    Ok(found.map(|(proxy, variable)| {
+        println!("{variable} is set: joining through {proxy}, and so will the node go; `--proxy none` if it shall not");
+        proxy
+    }))
+}
+
+/// The link begins on a way that is open, if one is: the node then need not find out.
+async fn choose_way(data_dir: &Path) -> anyhow::Result<()> {
+    let Some((_, link)) = membership::load(data_dir)? else { return Ok(()) };
+    let through = link.proxy.as_ref().map(|proxy| format!(" through {proxy}")).unwrap_or_default();
+    match link.best_open().await {
+        Some(way) => {
+            way::remember(&data_dir.join(LEAF_DIR), way)?;
+            let urls: Vec<&str> = link.of(way).map(String::as_str).collect();
+            println!("the link will go to {}{through}", urls.join(" or "));
+        }
+        None => eprintln!(
+            "edge-runtime: warning: EW-LINK-SHUT: the hub answers on none of {}{through}; the node will go on trying; \
+             `edgewire check` with the token says what is in the way",
+            link.urls.join(", ")
+        ),
+    }
+    Ok(())
+}
+
 fn read_token(text: &str) -> anyhow::Result<JoinToken> {
     let bad =
         "EW-JOIN-TOKEN: this is not a join token (`ew1.…`); copy all of what `edgewire token create` printed";
@@ -68,7 +106,12 @@ fn read_token(text: &str) -> anyhow::Result<JoinToken> {
     serde_json::from_slice(&json).map_err(|_| anyhow!(bad))
 }
 
-async fn post(hub: &str, ca_sha256: &str, enroll: &Enroll) -> anyhow::Result<Enrolled> {
+async fn post(
+    hub: &str,
+    proxy: Option<&Proxy>,
+    ca_sha256: &str,
+    enroll: &Enroll,
+) -> anyhow::Result<Enrolled> {
     let authority = hub.strip_prefix("https://").context("EW-JOIN-TOKEN: the hub's address is not https")?;
     let authority = authority.trim_end_matches('/');
     let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "443"));
@@ -76,7 +119,11 @@ async fn post(hub: &str, ca_sha256: &str, enroll: &Enroll) -> anyhow::Result<Enr
     let port: u16 = port.parse().context("EW-JOIN-TOKEN: the hub's port is not a number")?;
     let unreachable =
         || format!("EW-HUB-UNREACHABLE: cannot reach {authority}; is the hub running and the port open?");
-    let tcp = tokio::net::TcpStream::connect((host, port)).await.with_context(unreachable)?;
+    let tcp = match proxy::connect(proxy, host, port).await {
+        Ok(tcp) => tcp,
+        Err(DialError::Direct(error)) => return Err(error).with_context(unreachable),
+        Err(DialError::Proxy(error)) => return Err(error.into()),
+    };
     let connector = tokio_rustls::TlsConnector::from(Arc::new(pinned(ca_sha256)?));
     let name = ServerName::try_from(host.to_owned()).context("EW-JOIN-TOKEN: the hub's name is not valid")?;
     let mut tls = connector.connect(name, tcp).await.context(
@@ -205,6 +252,27 @@ mod tests {
         for bad in ["", "ew1.", "ew1.!!!", "abc", "ew1.e30"] {
             assert!(read_token(bad).unwrap_err().to_string().contains("EW-JOIN-TOKEN"), "{bad}");
         }
+    }
+
+    /// Made by a hub of before a token told where the leaf connects.
+    const OLD: &str =
+        "ew1.eyJodWJzIjpbImh0dHBzOi8vaHViOjY0NDMiXSwiY2Ffc2hhMjU2IjoiMDAiLCJpZCI6ImkiLCJzZWNyZXQiOiJzIn0";
+
+    #[test]
+    fn a_token_of_an_older_hub_is_read() {
+        let token = read_token(OLD).unwrap();
+        assert_eq!(
+            (token.hubs.as_slice(), token.leafs.len()),
+            (["https://hub:6443".to_owned()].as_slice(), 0)
+        );
+    }
+
+    #[test]
+    fn the_proxy_that_is_given_is_stronger_than_the_environment() {
+        let hubs = ["https://hub:6443".to_owned()];
+        assert_eq!(proxy(Some("none"), &hubs).unwrap(), None);
+        assert_eq!(proxy(Some("http://p:1"), &hubs).unwrap().unwrap().to_string(), "http://p:1");
+        assert!(proxy(Some("ftp://p"), &hubs).is_err());
     }
 
     #[test]

@@ -33,6 +33,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const STORE_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 /// The modules' clock.
 const TICK: Duration = Duration::from_millis(250);
+/// The directory of the node's server.
+pub const LEAF_DIR: &str = "nats";
 /// Streams are made again so often: one that the server lost is back by then.
 const PROVISION_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -46,12 +48,21 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<()
             "EW-NODE-NAME: this machine joined as {}, but is told to be {name}; use another data directory",
             membership.node
         ),
-        (Some((membership, link)), _) => (membership.node, Some(link)),
+        (Some((membership, mut link)), _) => {
+            if let Some(proxy) = &config.proxy {
+                link.proxy = proxy.clone();
+            }
+            (membership.node, Some(link))
+        }
         (None, Some(name)) => (name.clone(), None),
         (None, None) => {
             bail!("EW-NOT-JOINED: this node has not joined a hub; run `edgewire join TOKEN` first")
         }
     };
+    if let Some(link) = &hub {
+        let through = link.proxy.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+        tracing::info!(ways = link.urls.join(" "), proxy = through, "the ways to the hub");
+    }
     network::ensure_bridge(&config.bridge, config.pod_cidr).await?;
     let reserve = config.data_dir.join(sync::housekeeping::RESERVE);
     let (durable, broken) = Durable::open_with_reserve(&config.data_dir.join("state"), reserve)?;
@@ -65,7 +76,7 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<()
     let leaf = Arc::new(
         LeafServer::start(LeafConfig {
             node: node.clone(),
-            data_dir: config.data_dir.join("nats"),
+            data_dir: config.data_dir.join(LEAF_DIR),
             listen: (config.pod_cidr.gateway(), config.bus_port).into(),
             binary: config.nats_server.clone(),
             store_max_bytes: STORE_BYTES_MAX,
@@ -193,12 +204,13 @@ fn modules(
         data_dir: config.data_dir.clone(),
     };
     let notices = std::sync::Mutex::new(notices);
-    let (name, server) = (node.clone(), leaf.clone());
+    let (name, server, link_return_ms) = (node.clone(), leaf.clone(), config.link_return_ms);
     host.module(spec(sync::edge::NAME, sync::edge::flows(node)), move || {
         // Told once: by the first incarnation.
         let notices = std::mem::take(&mut *notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         let rim = EdgeRim::new(name.clone(), boot_id.clone(), facts.clone(), server.clone());
-        (Sync::new(name.clone(), boot_id.clone(), notices), rim)
+        let sync = Sync::new(name.clone(), boot_id.clone(), notices);
+        (sync.returning_after(link_return_ms), rim)
     });
     let server = leaf.clone();
     let name = node.clone();

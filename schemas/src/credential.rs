@@ -122,6 +122,10 @@ pub struct JoinToken {
     pub id: String,
     /// Secret part.
     pub secret: String,
+    /// Where its leaf will connect: `tls://host:port` or `wss://host:port`. So that the ways can be tried before joining;
+    /// a token of before this was told has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leafs: Vec<String>,
 }
 
 /// Body of `POST /edgewire/v1/enroll` (JSON). The keys were made on the node; only their public halves travel.
@@ -148,6 +152,10 @@ pub struct Enrolled {
     pub work_jwt: String,
     /// Where its leaf connects: `tls://host:port` of each hub.
     pub leaf_urls: Vec<String>,
+    /// Where it connects when none of those can be reached: `wss://host:port`. Apart from them, because a node of before
+    /// there were any would hand both to its server, which takes no mixture.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wss_urls: Vec<String>,
     /// The hub's CA (PEM).
     pub ca_pem: String,
 }

@@ -229,20 +229,25 @@ fn credentials_keep_their_form() {
     );
     sample("NewToken", &NewToken { ttl_s: 60, node: Some(node.clone()), uses: 2 });
     let hubs = vec!["https://hub:6443".to_owned()];
-    sample("JoinToken", &JoinToken { hubs, ca_sha256: "00".into(), id: id.clone(), secret: "s".into() });
+    let mut token =
+        JoinToken { hubs, ca_sha256: "00".into(), id: id.clone(), secret: "s".into(), leafs: vec![] };
+    sample("JoinToken", &token);
+    token.leafs = vec!["tls://hub:7422".into(), "wss://hub:443".into()];
+    sample("JoinTokenLeafs", &token);
     sample(
         "Enroll",
         &Enroll { id, secret: "s".into(), node, control_key: "UC".into(), work_key: "UW".into() },
     );
-    sample(
-        "Enrolled",
-        &Enrolled {
-            control_jwt: "c".into(),
-            work_jwt: "w".into(),
-            leaf_urls: vec!["tls://hub:7422".into()],
-            ca_pem: "p".into(),
-        },
-    );
+    let mut enrolled = Enrolled {
+        control_jwt: "c".into(),
+        work_jwt: "w".into(),
+        leaf_urls: vec!["tls://hub:7422".into()],
+        wss_urls: vec![],
+        ca_pem: "p".into(),
+    };
+    sample("Enrolled", &enrolled);
+    enrolled.wss_urls = vec!["wss://hub:443".into()];
+    sample("EnrolledWss", &enrolled);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files::{make_private_dir, read_text, write_text};
 use super::{IdentityError, jwt};
+use crate::proxy::Proxy;
 use crate::server::HubLink;
 
 /// The node's keys and place in a hub.
@@ -18,6 +19,12 @@ pub struct Membership {
     pub node: NodeName,
     /// `tls://host:port` of each hub.
     pub leaf_urls: Vec<String>,
+    /// `wss://host:port`, for where those cannot be reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wss_urls: Vec<String>,
+    /// The proxy that it joined through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Proxy>,
 }
 
 fn dir(data_dir: &Path) -> PathBuf {
@@ -87,7 +94,13 @@ fn take(data_dir: &Path, name: &str) -> Result<(), IdentityError> {
 }
 
 /// Keeps what the hub answered. The membership itself is written last: with it, all is there.
-pub fn save(data_dir: &Path, node: NodeName, keys: &Keys, enrolled: Enrolled) -> Result<(), IdentityError> {
+pub fn save(
+    data_dir: &Path,
+    node: NodeName,
+    keys: &Keys,
+    enrolled: Enrolled,
+    proxy: Option<Proxy>,
+) -> Result<(), IdentityError> {
     let dir = dir(data_dir);
     let creds = |token: &str, key: &nkeys::KeyPair| -> Result<String, IdentityError> {
         let seed = key.seed().map_err(|error| IdentityError::key("the node's key", error))?;
@@ -96,7 +109,8 @@ pub fn save(data_dir: &Path, node: NodeName, keys: &Keys, enrolled: Enrolled) ->
     write_text(&dir.join("ca.crt"), &enrolled.ca_pem)?;
     write_text(&dir.join("control.creds"), &creds(&enrolled.control_jwt, &keys.control)?)?;
     write_text(&dir.join("work.creds"), &creds(&enrolled.work_jwt, &keys.work)?)?;
-    let membership = Membership { node, leaf_urls: enrolled.leaf_urls };
+    let (leaf_urls, wss_urls) = (enrolled.leaf_urls, enrolled.wss_urls);
+    let membership = Membership { node, leaf_urls, wss_urls, proxy };
     let text = serde_json::to_string_pretty(&membership).unwrap_or_default();
     write_text(&dir.join("membership.json"), &text)?;
     keys.taken(data_dir)
@@ -134,10 +148,11 @@ pub fn load(data_dir: &Path) -> Result<Option<(Membership, HubLink)>, IdentityEr
     let membership: Membership = serde_json::from_str(&text)
         .map_err(|error| IdentityError::Membership(path.display().to_string(), error.to_string()))?;
     let link = HubLink {
-        urls: membership.leaf_urls.clone(),
+        urls: [membership.leaf_urls.as_slice(), &membership.wss_urls].concat(),
         ca_file: dir.join("ca.crt"),
         control_creds: dir.join("control.creds"),
         work_creds: dir.join("work.creds"),
+        proxy: membership.proxy.clone(),
     };
     Ok(Some((membership, link)))
 }

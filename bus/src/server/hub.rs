@@ -40,6 +40,8 @@ pub struct HubConfig {
     pub listen: SocketAddr,
     /// Where nodes connect (TLS).
     pub leaf_listen: SocketAddr,
+    /// Where nodes connect that get out by HTTPS alone (WebSocket over TLS); `None`: nowhere.
+    pub leaf_wss_listen: Option<SocketAddr>,
     /// The `nats-server` to run; searched for when `None`, see [`Binary::find`].
     pub binary: Option<PathBuf>,
     /// Bound of all streams on disk.
@@ -81,7 +83,7 @@ impl HubServer {
             files: files.clone(),
             config: text,
             env: Vec::new(),
-            listen: vec![config.listen, config.leaf_listen],
+            listen: [config.listen, config.leaf_listen].into_iter().chain(config.leaf_wss_listen).collect(),
             probe: probe.clone(),
         };
         Ok(Self { supervisor: Supervisor::start(plan).await?, keys, probe, files })
@@ -157,6 +159,11 @@ fn server_config(config: &HubConfig, files: &Files, keys: &HubKeys, tls: &Tls) -
                 json!({"listen": config.leaf_listen.to_string(), "tls": tls, "no_advertise": true}),
             ),
         ]);
+        if let Some(listen) = config.leaf_wss_listen {
+            // A page in somebody's browser is not to try its luck here: only programs, which name no origin.
+            let websocket = json!({"listen": listen.to_string(), "tls": tls, "same_origin": true});
+            fields.insert("websocket".to_owned(), websocket);
+        }
     }
     text
 }

@@ -1,7 +1,7 @@
 //! A node's server: its own users in accounts CONTROL and WORK, and two remotes to the hub, one for each account.
 //!
 //! A node that has not joined yet has no remotes and works all the same. Users change by a reload that drops nobody (a
-//! removed user's own connections aside); remotes change by a restart of the server.
+//! removed user's own connections aside), and so does the [`Way`] to the hub; another hub is a restart of the server.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +17,7 @@ use super::child::Files;
 use super::hub::{common, digest, reachable};
 use super::process::{Login, Plan, Probe, Supervisor};
 use super::users::{User, Users};
+use super::way::{self, HubLink, Way};
 use super::{Denials, ServerError, ServerStatus};
 use crate::identity::Permissions;
 use crate::module::Account;
@@ -26,7 +27,6 @@ pub(super) const SYS_USER: &str = "_supervisor";
 /// The Go runtime of a leaf collects rather than grows from here on.
 const GOMEMLIMIT: &str = "20MiB";
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
-const HUB_URLS_MAX: usize = 16;
 
 /// How a node's server is to run.
 #[derive(Debug, Clone)]
@@ -43,19 +43,6 @@ pub struct LeafConfig {
     pub store_max_bytes: u64,
     /// The way to the hub; `None` before the node has joined.
     pub hub: Option<HubLink>,
-}
-
-/// A node's way to its hub.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubLink {
-    /// `tls://host:port` (or `wss://`), of each hub; tried in random order.
-    pub urls: Vec<String>,
-    /// The hub's authority (PEM).
-    pub ca_file: PathBuf,
-    /// Credentials file of the node in CONTROL. Replaced at the same path, it is used at the next connection.
-    pub control_creds: PathBuf,
-    /// Credentials file of the node in WORK.
-    pub work_creds: PathBuf,
 }
 
 /// A link that stands.
@@ -86,6 +73,8 @@ struct State {
     config: LeafConfig,
     binary: Binary,
     users: Users,
+    /// Which way the link goes.
+    way: Way,
 }
 
 impl LeafServer {
@@ -94,7 +83,8 @@ impl LeafServer {
         let binary = Binary::find(config.binary.as_deref()).await?;
         let users = Users::load(&config.data_dir)?;
         let url = format!("nats://{}", reachable(config.listen));
-        let state = State { config, binary, users };
+        let way = config.hub.as_ref().map_or(Way::Tls, |hub| hub.last(&config.data_dir));
+        let state = State { config, binary, users, way };
         let supervisor = Supervisor::start(state.plan()?).await?;
         Ok(Self { supervisor, url, state: Mutex::new(state) })
     }
@@ -168,14 +158,42 @@ impl LeafServer {
         if state.config.hub == hub {
             return Ok(());
         }
-        let before = std::mem::replace(&mut state.config.hub, hub);
+        let before = (state.config.hub.clone(), state.way);
+        state.way = hub.as_ref().map_or(Way::Tls, |hub| hub.last(&state.config.data_dir));
+        state.config.hub = hub;
         match state.plan() {
             Ok(plan) => self.within(self.supervisor.replace(plan)).await,
             Err(error) => {
-                state.config.hub = before;
+                (state.config.hub, state.way) = before;
                 Err(error)
             }
         }
+    }
+
+    /// Has the link go another way: no client notices, the link is made anew. On disk first, so that the next life of the
+    /// server goes the same.
+    pub async fn set_way(&self, way: Way) -> Result<(), ServerError> {
+        let before = self.state.lock().await.way;
+        let moved = self.go(way).await;
+        if let Err(ServerError::Config(_)) = &moved {
+            // What the server does not take must not stand in the way of the next change of users.
+            self.go(before).await?;
+        }
+        moved
+    }
+
+    async fn go(&self, way: Way) -> Result<(), ServerError> {
+        let in_force = {
+            let mut state = self.state.lock().await;
+            let is_one = state.config.hub.as_ref().is_some_and(|hub| hub.ways().contains(&way));
+            if !is_one || state.way == way {
+                return Ok(());
+            }
+            way::remember(&state.config.data_dir, way)?;
+            state.way = way;
+            self.supervisor.enqueue_reload(state.server_config()).await?
+        };
+        self.within(async { in_force.await.unwrap_or(Err(ServerError::Stopped)) }).await
     }
 
     /// A client in the server's own account.
@@ -216,10 +234,10 @@ impl LeafServer {
         Denials::new(self.state.lock().await.files())
     }
 
-    /// The hubs' addresses and the server's log; `None` before the node has joined.
-    pub(super) async fn way(&self) -> Option<(Vec<String>, Files)> {
+    /// The ways to the hub, the one that the link goes, and the server's log; `None` before the node has joined.
+    pub(super) async fn way(&self) -> Option<(HubLink, Way, Files)> {
         let state = self.state.lock().await;
-        Some((state.config.hub.as_ref()?.urls.clone(), state.files()))
+        Some((state.config.hub.clone()?, state.way, state.files()))
     }
 
     /// Where its process and its log stand.
@@ -292,6 +310,11 @@ impl State {
         let mut fixed = config.clone();
         if let Value::Object(fields) = &mut fixed {
             fields.remove("accounts");
+            // Whichever way the link goes just now, it is the same server.
+            if let Some(hub) = &self.config.hub {
+                let ways = Way::ALL.map(|way| hub.config(&self.config.node, way));
+                fields.insert("leafnodes".to_owned(), json!(ways));
+            }
         }
         Ok(Plan {
             name: format!("leaf of {}", self.config.node),
@@ -324,52 +347,9 @@ impl State {
                 ("system_account".to_owned(), json!(ACCOUNT_SYS)),
             ]);
             if let Some(hub) = &config.hub {
-                fields.insert("leafnodes".to_owned(), hub.config());
+                fields.insert("leafnodes".to_owned(), hub.config(&config.node, self.way));
             }
         }
         text
-    }
-}
-
-impl HubLink {
-    fn config(&self) -> Value {
-        let remote = |account: &str, creds: &PathBuf, isolated: bool| {
-            json!({
-                "urls": self.urls,
-                "account": account,
-                "credentials": creds,
-                // CONTROL hears only what it asks for: without this every node learns of every other's subscriptions. WORK
-                // needs them: `app.>` goes from node to node.
-                "request_isolation": isolated,
-                "first_info_timeout": "10s",
-                "tls": {"ca_file": self.ca_file, "timeout": 10},
-            })
-        };
-        json!({
-            "reconnect": "500ms",
-            "remotes": [
-                remote(ACCOUNT_CONTROL, &self.control_creds, true),
-                remote(ACCOUNT_WORK, &self.work_creds, false),
-            ],
-        })
-    }
-
-    fn check(&self) -> Result<(), ServerError> {
-        if self.urls.is_empty() || self.urls.len() > HUB_URLS_MAX {
-            return Err(ServerError::Config(format!("a link has 1 to {HUB_URLS_MAX} hub urls")));
-        }
-        if let Some(url) =
-            self.urls.iter().find(|url| !url.starts_with("tls://") && !url.starts_with("wss://"))
-        {
-            return Err(ServerError::Config(format!(
-                "hub url {url:?} starts neither with tls:// nor wss://"
-            )));
-        }
-        let missing =
-            [&self.ca_file, &self.control_creds, &self.work_creds].into_iter().find(|f| !f.is_file());
-        match missing {
-            Some(file) => Err(ServerError::Config(format!("{} is missing; join the hub", file.display()))),
-            None => Ok(()),
-        }
     }
 }

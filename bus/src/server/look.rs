@@ -2,14 +2,11 @@
 //! whether it refuses us. Facts alone; what to do about them is decided by the node's `sync`.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use super::LeafServer;
 use super::tcp;
+use super::{LeafServer, Way};
 use crate::module::Account;
 
-/// The hub's port answers within this, or is out of reach.
-const REACH_TIMEOUT: Duration = Duration::from_secs(3);
 /// So much of the end of the server's log is looked at.
 const LOG_TAIL_BYTES: u64 = 16 * 1024;
 
@@ -23,36 +20,43 @@ pub struct LinkFacts {
     pub moved_bytes: Option<u64>,
     /// How long ago the last byte came.
     pub quiet_ms: u64,
-    /// A hub's port takes connections. Only tried when asked for, while a link is missing: the hub sees it.
-    pub reachable: bool,
+    /// The way that the link goes, or is to go.
+    pub way: Option<Way>,
+    /// All ways that there are, the better first.
+    pub ways: Vec<Way>,
+    /// Those on which the hub answers. Only tried when asked for: the hub sees it.
+    pub open: Option<Vec<Way>>,
     /// The hub refuses the node's credentials: what the server's log says of the last attempt.
     pub refusal: Option<String>,
 }
 
 impl LeafServer {
-    /// Looks; with `reach`, a missing link's hub is called. `None` when there is nothing to look at: the server is down (its supervisor's matter), or the node has not
-    /// joined.
+    /// Looks; with `reach`, the hub is called on all ways. `None` when there is nothing to look at: the server is down (its
+    /// supervisor's matter), or the node has not joined.
     pub async fn look(&self, reach: bool) -> Option<LinkFacts> {
-        let (urls, log) = self.way().await?;
+        let (hub, _, log) = self.way().await?;
+        // Called first: what is said of the link is then as new as can be.
+        let open = if reach { Some(hub.open().await) } else { None };
+        let (_, way, _) = self.way().await?;
         let links = self.links().await.ok()?;
+        let facts = LinkFacts { way: Some(way), ways: hub.ways(), open, ..LinkFacts::default() };
         let linked = [Account::Control, Account::Work]
             .iter()
             .all(|account| links.iter().any(|link| link.account == account.as_str()));
         if !linked {
             let refusal = refusal(&log.log_since(log.log_length().saturating_sub(LOG_TAIL_BYTES)));
-            let reachable = reach && reachable(&urls).await;
-            return Some(LinkFacts { reachable, refusal, ..LinkFacts::default() });
+            return Some(LinkFacts { refusal, ..facts });
         }
         let peers: Vec<SocketAddr> =
             links.iter().filter_map(|link| Some(SocketAddr::new(link.ip.parse().ok()?, link.port))).collect();
-        let connections = tcp::connections(&peers).unwrap_or_default();
+        let pid = self.status().borrow().pid;
+        let connections = tcp::connections(&peers, pid).unwrap_or_default();
         let moved = connections.iter().map(|of| of.received_bytes + of.taken_bytes).sum();
         Some(LinkFacts {
             linked,
             moved_bytes: (!connections.is_empty()).then_some(moved),
             quiet_ms: connections.iter().map(|of| of.quiet_ms).min().unwrap_or(0),
-            reachable: true,
-            refusal: None,
+            ..facts
         })
     }
 }
@@ -73,18 +77,6 @@ impl LeafServer {
         let said = log.log_since(position).to_lowercase();
         (WRITE_FAILED.iter().any(|mark| said.contains(mark)), length)
     }
-}
-
-/// Does any hub's port take a connection?
-async fn reachable(urls: &[String]) -> bool {
-    for url in urls {
-        let Some((_, authority)) = url.split_once("://") else { continue };
-        let attempt = tokio::net::TcpStream::connect(authority.trim_end_matches('/'));
-        if matches!(tokio::time::timeout(REACH_TIMEOUT, attempt).await, Ok(Ok(_))) {
-            return true;
-        }
-    }
-    false
 }
 
 /// What the last complaint about a link says, if it is that the hub does not take our credentials. Measured with 2.15.1:

@@ -4,8 +4,8 @@
 //! former life of ours left it running, start it again when it dies, and say so in a [`ServerStatus`]. They differ in the
 //! configuration alone; the supervising is one [`process::Supervisor`].
 //!
-//! * [`hub`] operator mode, TLS for clients and leafs; [`leaf`] local users, two remotes; [`look`] how the link looks,
-//!   with the kernel's counters of [`tcp`]; [`denials`] what a server refused
+//! * [`hub`] operator mode, TLS for clients and leafs; [`leaf`] local users, two remotes; [`way`] the ways to the hub;
+//!   [`look`] how the link looks, with the kernel's counters of [`tcp`]; [`denials`] what a server refused
 //! * [`hold`] holding one still while its files are copied
 //! * [`users`] the leaf's users on disk
 //! * [`binary`] which `nats-server`; [`process`] the supervisor; [`child`] one process: record, signals, log;
@@ -23,12 +23,14 @@ pub mod session;
 mod store;
 mod tcp;
 pub mod users;
+pub mod way;
 
 pub use denials::{Denial, Denials};
 pub use hub::{HubConfig, HubServer};
-pub use leaf::{HubLink, LeafConfig, LeafServer, Link};
+pub use leaf::{LeafConfig, LeafServer, Link};
 pub use look::LinkFacts;
 pub use users::{USERS_MAX, User};
+pub use way::{HubLink, Way};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -109,7 +111,7 @@ pub enum ServerError {
     },
     /// The address is not one of this machine.
     #[error(
-        "EW-ADDRESS: cannot listen on {address}: {source}; make the interface that carries it or configure another address"
+        "EW-ADDRESS: cannot listen on {address}: {source}; make the interface that carries it or configure another address (a port below 1024 needs root)"
     )]
     Address {
         /// The address.

@@ -3,6 +3,7 @@
 //!
 //! Source: sock_diag(7), `struct tcp_info` of linux/tcp.h.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 
@@ -32,20 +33,36 @@ pub(super) struct Connection {
     pub quiet_ms: u64,
 }
 
-/// The established connections of this network namespace to `peers`.
-pub(super) fn connections(peers: &[SocketAddr]) -> io::Result<Vec<Connection>> {
+/// The established connections of this network namespace to `peers`, of the process `pid` if one is given: at a proxy,
+/// others have connections too.
+pub(super) fn connections(peers: &[SocketAddr], pid: Option<u32>) -> io::Result<Vec<Connection>> {
+    let own = pid.and_then(|pid| sockets(pid).ok());
     let mut found = Vec::new();
     if peers.iter().any(SocketAddr::is_ipv4) {
-        dump(AF_INET, SocketId::new_v4(), &mut found)?;
+        dump(AF_INET, SocketId::new_v4(), own.as_ref(), &mut found)?;
     }
     if peers.iter().any(SocketAddr::is_ipv6) {
-        dump(AF_INET6, SocketId::new_v6(), &mut found)?;
+        dump(AF_INET6, SocketId::new_v6(), own.as_ref(), &mut found)?;
     }
     found.retain(|connection| peers.contains(&connection.peer));
     Ok(found)
 }
 
-fn dump(family: u8, socket_id: SocketId, found: &mut Vec<Connection>) -> io::Result<()> {
+/// The inodes of a process' sockets.
+fn sockets(pid: u32) -> io::Result<BTreeSet<u32>> {
+    let inode = |file: io::Result<std::fs::DirEntry>| {
+        let target = std::fs::read_link(file.ok()?.path()).ok()?;
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    };
+    Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.filter_map(inode).collect())
+}
+
+fn dump(
+    family: u8,
+    socket_id: SocketId,
+    own: Option<&BTreeSet<u32>>,
+    found: &mut Vec<Connection>,
+) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&KernelAddr::new(0, 0))?;
@@ -75,7 +92,9 @@ fn dump(family: u8, socket_id: SocketId, found: &mut Vec<Connection>) -> io::Res
             match message.payload {
                 NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response))
+                    if own.is_none_or(|own| own.contains(&response.header.inode)) =>
+                {
                     let id = &response.header.socket_id;
                     let peer = SocketAddr::new(id.destination_address, id.destination_port);
                     found.extend(response.nlas.iter().find_map(|nla| match nla {
@@ -116,12 +135,14 @@ mod tests {
             far.read_exact(&mut [0; 10]).unwrap();
             far.write_all(b"abc").unwrap();
             near.read_exact(&mut [0; 3]).unwrap();
-            let found = connections(&[to]).unwrap();
+            let found = connections(&[to], Some(std::process::id())).unwrap();
             let [connection] = found.as_slice() else { panic!("{found:?}") };
             assert_eq!((connection.received_bytes, connection.peer), (3, to));
             assert!(connection.taken_bytes >= 10 && connection.quiet_ms < 60_000, "{connection:?}");
+            assert_eq!(connections(&[to], None).unwrap().len(), 1);
+            assert_eq!(connections(&[to], Some(1)).unwrap(), [], "another's connection");
             drop((near, far));
-            assert_eq!(connections(&[to]).unwrap(), []);
+            assert_eq!(connections(&[to], None).unwrap(), []);
         }
     }
 }

@@ -1,14 +1,15 @@
-//! Knocking at a hub's two doors, as a node would: the API, and the port where its leaf connects. Facts only; what they
-//! mean is decided in `reach.rs`.
+//! Knocking at a hub's doors, as a node would: the API, and the ports where its leaf connects; directly, or through a proxy.
+//! Facts only; what they mean is decided in `reach.rs`.
 //!
-//! Every step has its own bound, so that what hangs is named. Nothing secret is sent: the API is asked for `/healthz`,
-//! the leaf's port for nothing at all.
+//! Every step has its own bound, so that what hangs is named. Nothing secret is sent, but a proxy's own login to the proxy:
+//! the API is asked for `/healthz`, a leaf's port for nothing, or to speak WebSocket.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use futures::future::join;
+use bus::proxy::{Proxy, with_port};
+use bus::server::way::Way;
 use futures::stream::{FuturesUnordered, StreamExt};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::header::{DATE, HOST, SERVER, USER_AGENT};
@@ -16,13 +17,13 @@ use hyper_util::rt::TokioIo;
 use nix::sys::socket::{getsockopt, sockopt::IpMtu};
 use rustls::pki_types::ServerName;
 use schemas::Timestamp;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::certificate::{Chain, Recorder};
-use super::target::{Hub, authority};
+use super::target::{Hub, Leaf};
 use crate::failure::chain;
 
 /// Finding the hub's addresses may take so long.
@@ -37,22 +38,31 @@ const ADDRESSES_MAX: usize = 8;
 const ANSWER_MAX_BYTES: usize = 16 * 1024;
 /// The longest first line that is read of the leaf's port.
 const GREETING_MAX_BYTES: usize = 16 * 1024;
+/// Any sixteen bytes: it is only to show that WebSocket is spoken (RFC 6455, 4.1).
+const WEBSOCKET_KEY: &str = "ZWRnZXdpcmUgY2hlY2tzIQ==";
 /// How much of what a stranger says is shown.
 const SHOWN_MAX_CHARS: usize = 40;
 
-/// What was learned of one hub.
+/// What was learned of one hub's API.
 #[derive(Debug, Clone)]
 pub struct HubFacts {
     /// Which.
     pub hub: Hub,
-    /// The port where nodes connect.
-    pub leaf_port: u16,
-    /// What its name leads to, or why to nothing.
+    /// What its name leads to, or why to nothing. Nothing is looked up if a proxy does it.
     pub addresses: Result<Vec<IpAddr>, String>,
     /// The API.
     pub api: Door<Answer>,
-    /// Where nodes connect: the server's version.
-    pub leaf: Door<String>,
+}
+
+/// What was learned of one address where nodes connect.
+#[derive(Debug, Clone)]
+pub struct LeafFacts {
+    /// Which.
+    pub leaf: Leaf,
+    /// What its name leads to, or why to nothing. A node's server looks it up even behind a proxy (measured).
+    pub addresses: Result<Vec<IpAddr>, String>,
+    /// What is there: the server's version, if it says it.
+    pub door: Door<Option<String>>,
 }
 
 /// What was learned at one port. Each step is there if the one before it succeeded.
@@ -94,37 +104,56 @@ impl<T> Door<T> {
     }
 }
 
-/// Tries a hub.
-pub async fn knock(hub: Hub, leaf_port: u16) -> HubFacts {
-    match resolve(&hub).await {
-        Ok(addresses) => {
-            let (api, leaf) =
-                Box::pin(join(api(&hub, &addresses), leaf(&hub.host, leaf_port, &addresses))).await;
-            HubFacts { hub, leaf_port, addresses: Ok(addresses), api, leaf }
-        }
-        Err(cause) => {
-            let (api, leaf) = (Door::closed(cause.clone()), Door::closed(cause.clone()));
-            HubFacts { hub, leaf_port, addresses: Err(cause), api, leaf }
-        }
-    }
+/// How to get to a door.
+#[derive(Clone, Copy)]
+enum Via<'a> {
+    /// To one of its addresses.
+    Addresses(&'a [IpAddr]),
+    /// Through this proxy.
+    Proxy(&'a Proxy),
 }
 
-async fn resolve(hub: &Hub) -> Result<Vec<IpAddr>, String> {
-    let found = within(RESOLVE_TIMEOUT, tokio::net::lookup_host((hub.host.as_str(), hub.port))).await?;
+/// Tries a hub's API.
+pub async fn knock(hub: Hub, proxy: Option<&Proxy>) -> HubFacts {
+    let addresses = match proxy {
+        Some(_) => Ok(Vec::new()),
+        None => resolve(&hub.host, hub.port).await,
+    };
+    let api = match (&addresses, proxy) {
+        (_, Some(proxy)) => Box::pin(api(&hub, Via::Proxy(proxy))).await,
+        (Ok(addresses), None) => Box::pin(api(&hub, Via::Addresses(addresses))).await,
+        (Err(cause), None) => Door::closed(cause.clone()),
+    };
+    HubFacts { hub, addresses, api }
+}
+
+/// Tries one address where nodes connect.
+pub async fn knock_leaf(leaf: Leaf, proxy: Option<&Proxy>) -> LeafFacts {
+    let addresses = resolve(&leaf.host, leaf.port).await;
+    let door = match (&addresses, proxy) {
+        (Err(cause), _) => Door::closed(cause.clone()),
+        (Ok(_), Some(proxy)) => Box::pin(self::leaf(&leaf, Via::Proxy(proxy))).await,
+        (Ok(addresses), None) => Box::pin(self::leaf(&leaf, Via::Addresses(addresses))).await,
+    };
+    LeafFacts { leaf, addresses, door }
+}
+
+async fn resolve(host: &str, port: u16) -> Result<Vec<IpAddr>, String> {
+    let found = within(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port))).await?;
     let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).take(ADDRESSES_MAX).collect();
     addresses.dedup();
     if addresses.is_empty() { Err("no address".to_owned()) } else { Ok(addresses) }
 }
 
-async fn api(hub: &Hub, addresses: &[IpAddr]) -> Door<Answer> {
-    let (tcp, mut reached) = match connect(addresses, hub.port).await {
+async fn api(hub: &Hub, via: Via<'_>) -> Door<Answer> {
+    let (tcp, mut reached) = match connect(via, &hub.host, hub.port).await {
         Ok(made) => made,
         Err(cause) => return Door::closed(cause),
     };
     let until = tokio::time::Instant::now() + TALK_TIMEOUT;
     let (shown, answer) = match before(until, secure(&hub.host, tcp)).await {
         Ok((tls, chain)) => {
-            let answer = before(until, ask(tls, &authority(&hub.host, hub.port), &mut reached)).await;
+            let answer = before(until, ask(tls, &with_port(&hub.host, hub.port), &mut reached)).await;
             (Ok(chain), Some(answer))
         }
         Err(cause) => (Err(cause), None),
@@ -132,29 +161,71 @@ async fn api(hub: &Hub, addresses: &[IpAddr]) -> Door<Answer> {
     Door { reached: Ok(reached), answer, shown: Some(shown) }
 }
 
-/// The server speaks first there (`INFO {…}`), in the clear, and then takes TLS.
-async fn leaf(host: &str, port: u16, addresses: &[IpAddr]) -> Door<String> {
-    let (mut tcp, reached) = match connect(addresses, port).await {
+async fn leaf(leaf: &Leaf, via: Via<'_>) -> Door<Option<String>> {
+    let (mut tcp, reached) = match connect(via, &leaf.host, leaf.port).await {
         Ok(made) => made,
         Err(cause) => return Door::closed(cause),
     };
     let until = tokio::time::Instant::now() + TALK_TIMEOUT;
-    let greeting = before(until, greeting(&mut tcp)).await;
-    let shown = match &greeting {
-        Ok(_) => Some(before(until, secure(host, tcp)).await.map(|(_, chain)| chain)),
-        Err(_) => None,
+    let (answer, shown) = match leaf.way {
+        // The server speaks first there (`INFO {…}`), in the clear, and then takes TLS.
+        Way::Tls => match before(until, greeting(&mut tcp)).await {
+            Ok(version) => {
+                let shown = before(until, secure(&leaf.host, tcp)).await.map(|(_, chain)| chain);
+                (Some(Ok(Some(version))), Some(shown))
+            }
+            Err(cause) => (Some(Err(cause)), None),
+        },
+        Way::Wss => match before(until, secure(&leaf.host, tcp)).await {
+            Ok((tls, chain)) => {
+                (Some(before(until, upgrade(tls, leaf)).await.map(|()| None)), Some(Ok(chain)))
+            }
+            Err(cause) => (None, Some(Err(cause))),
+        },
     };
-    Door { reached: Ok(reached), answer: Some(greeting), shown }
+    Door { reached: Ok(reached), answer, shown }
 }
 
-/// All addresses at once; the first that takes us.
-async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, Reached), String> {
+/// Asks whether it speaks WebSocket there, as a leaf does.
+async fn upgrade(mut tls: TlsStream<TcpStream>, leaf: &Leaf) -> Result<(), String> {
+    let request = format!(
+        "GET /leafnode HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {WEBSOCKET_KEY}\r\n\r\n",
+        with_port(&leaf.host, leaf.port)
+    );
+    tls.write_all(request.as_bytes()).await.map_err(|error| plain(&error))?;
+    let line = line(&mut tls).await?;
+    let text = String::from_utf8_lossy(&line);
+    let status = text.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.split(' ').next());
+    match status {
+        Some("101") => Ok(()),
+        Some(status) => Err(format!("it answers with status {} instead of WebSocket", shown(status))),
+        None => Err(format!("it says {:?}", shown(&text))),
+    }
+}
+
+/// All addresses at once, the first that takes us; or the proxy.
+async fn connect(via: Via<'_>, host: &str, port: u16) -> Result<(TcpStream, Reached), String> {
+    let addresses = match via {
+        Via::Addresses(addresses) => addresses,
+        Via::Proxy(proxy) => {
+            let begun = Instant::now();
+            let tunnel = tokio::time::timeout(CONNECT_TIMEOUT, proxy.connect(host, port)).await;
+            let tcp = match tunnel {
+                Ok(tunnel) => tunnel.map_err(|error| error.to_string())?,
+                Err(_) => {
+                    return Err(format!("no answer in {} s through {proxy}", CONNECT_TIMEOUT.as_secs()));
+                }
+            };
+            let address = tcp.peer_addr().map_err(|error| plain(&error))?.ip();
+            let reached = reached(&tcp, address, begun)?;
+            return Ok((tcp, reached));
+        }
+    };
     let one = async |address: IpAddr| {
         let begun = Instant::now();
         let tcp = within(CONNECT_TIMEOUT, TcpStream::connect(SocketAddr::new(address, port))).await?;
-        let own = tcp.local_addr().map_err(|error| error.to_string())?.ip();
-        let reached =
-            Reached { address, own, took_ms: begun.elapsed().as_millis(), path_mtu: path_mtu(&tcp) };
+        let reached = reached(&tcp, address, begun)?;
         Ok::<_, String>((tcp, reached))
     };
     let mut trying: FuturesUnordered<_> = addresses.iter().map(|address| one(*address)).collect();
@@ -167,6 +238,11 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, Reached)
         }
     }
     Err(causes.join("; "))
+}
+
+fn reached(tcp: &TcpStream, address: IpAddr, begun: Instant) -> Result<Reached, String> {
+    let own = tcp.local_addr().map_err(|error| error.to_string())?.ip();
+    Ok(Reached { address, own, took_ms: begun.elapsed().as_millis(), path_mtu: path_mtu(tcp) })
 }
 
 /// IPv4 only: the kernel has it for a connected socket.
@@ -214,16 +290,22 @@ async fn ask(tls: TlsStream<TcpStream>, host: &str, reached: &mut Reached) -> Re
     }
 }
 
-async fn greeting(tcp: &mut TcpStream) -> Result<String, String> {
+/// The first line that it says.
+async fn line(from: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, String> {
     let mut line = Vec::new();
-    // Byte by byte: what follows the line belongs to TLS.
+    // Byte by byte: what follows the line may belong to TLS.
     while line.last() != Some(&b'\n') && line.len() < GREETING_MAX_BYTES {
-        match tcp.read_u8().await {
+        match from.read_u8().await {
             Ok(byte) => line.push(byte),
             Err(error) if line.is_empty() => return Err(format!("it closes at once ({error})")),
             Err(_) => break,
         }
     }
+    Ok(line)
+}
+
+async fn greeting(tcp: &mut TcpStream) -> Result<String, String> {
+    let line = line(tcp).await?;
     version(&line).ok_or_else(|| format!("it says {:?}", shown(&String::from_utf8_lossy(&line))))
 }
 

@@ -21,6 +21,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bus::proxy::Proxy;
 use clap::Args;
 use futures::future::join_all;
 use rustls::pki_types::UnixTime;
@@ -30,13 +31,15 @@ use crate::failure::{Failure, Outcome};
 use crate::screen::Screen;
 use cgroup::CgroupFacts;
 use clock::ClockFacts;
-use door::HubFacts;
+use door::{HubFacts, LeafFacts};
 use finding::{Check, Finding, Level};
 use kernel::KernelFacts;
 use network::{Net, NetworkFacts};
 use storage::DiskFacts;
 use target::Target;
 
+/// The setting of a proxy.
+pub const PROXY_VARIABLE: &str = "EDGEWIRE_PROXY";
 /// What is read of this machine is there after so long, or held up by a file system that is gone.
 const MACHINE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -47,15 +50,20 @@ Examples:
   edgewire check                                  this machine only
   edgewire check https://hub.example:6443         and the way to that hub
   edgewire check ew1.…                            and whether it is the hub that made the token
+  edgewire check ew1.… --proxy http://proxy:3128  through a proxy, as joining would go
 
-Nothing is changed and nothing secret is sent. Exit code: 0 nothing fails, 1 something does.")]
+Nothing is changed, and nothing secret is sent but a proxy's login to the proxy. Exit code: 0 nothing fails, 1 something does.")]
 pub struct CheckArgs {
     /// The hub: https://HOST:PORT, HOST:PORT or HOST, or a join token [default: look at this machine only]
     #[arg(value_name = "HUB", value_parser = target::parse)]
     hub: Option<Target>,
-    /// The hub's port for nodes
-    #[arg(long, value_name = "PORT", default_value_t = target::LEAF_PORT)]
-    leaf_port: u16,
+    /// The hub's port for nodes [default: as the token tells, else 7422]
+    #[arg(long, value_name = "PORT")]
+    leaf_port: Option<u16>,
+    /// HTTP proxy on the way to the hub, as `edgewire join` takes it; `none` for none [default: HTTPS_PROXY, as NO_PROXY
+    /// allows]
+    #[arg(long, env = PROXY_VARIABLE, value_name = "URL", hide_env_values = true)]
+    proxy: Option<String>,
     /// A JSON array
     #[arg(long)]
     json: bool,
@@ -126,21 +134,22 @@ pub async fn run(args: CheckArgs, screen: &mut Screen) -> Outcome<()> {
     let (data_dir, bus_port) = (args.data_dir.clone(), args.bus_port);
     let reading = tokio::task::spawn_blocking(move || Machine::read(data_dir, bus_port));
     let target = args.hub.as_ref();
+    let proxy = proxy(args.proxy.as_deref(), target)?;
+    let through = proxy.as_ref().map(|(proxy, _)| proxy);
     let knocking = join_all(
-        target
-            .into_iter()
-            .flat_map(|target| &target.hubs)
-            .map(|hub| door::knock(hub.clone(), args.leaf_port)),
+        target.into_iter().flat_map(|target| &target.hubs).map(|hub| door::knock(hub.clone(), through)),
     );
+    let leafs = target.map(|target| target.leafs(args.leaf_port)).unwrap_or_default();
+    let knocking_leafs = join_all(leafs.into_iter().map(|leaf| door::knock_leaf(leaf, through)));
     // On a thread of its own: starting programs takes a while, and would be measured as the hub's distance.
     let here = tokio::runtime::Handle::current();
     let asking = tokio::task::spawn_blocking(move || here.block_on(programs::all()));
-    let (machine, hubs, programs) =
-        tokio::join!(tokio::time::timeout(MACHINE_TIMEOUT, reading), knocking, asking);
+    let (machine, hubs, leafs, programs) =
+        tokio::join!(tokio::time::timeout(MACHINE_TIMEOUT, reading), knocking, knocking_leafs, asking);
 
-    let mut findings = of_hubs(target, &hubs);
+    let mut findings = of_hubs(target, &hubs, &leafs, proxy.as_ref());
     match machine {
-        Ok(Ok(machine)) => findings.extend(of_machine(&args, &machine, &hubs)),
+        Ok(Ok(machine)) => findings.extend(of_machine(&args, &machine, &hubs, &leafs)),
         _ => findings.push(Check("EW-CHECK-DISK", "disk").fail(
             format!("{} does not answer in {} s", args.data_dir.display(), MACHINE_TIMEOUT.as_secs()),
             "a file system that is gone holds it up (`cat /proc/mounts`): unmount it, or give another --data-dir",
@@ -168,27 +177,57 @@ pub async fn run(args: CheckArgs, screen: &mut Screen) -> Outcome<()> {
     }
 }
 
-fn of_hubs(target: Option<&Target>, hubs: &[HubFacts]) -> Vec<Finding> {
+/// The proxy that joining would take, and who names it.
+fn proxy(given: Option<&str>, target: Option<&Target>) -> Outcome<Option<(Proxy, &'static str)>> {
+    let apis = target.into_iter().flat_map(|target| &target.hubs).map(|hub| &hub.host);
+    let leafs = target.into_iter().flat_map(|target| &target.leafs).map(|leaf| &leaf.host);
+    let hosts: Vec<String> = apis.chain(leafs).cloned().collect();
+    let found = match given.filter(|text| !text.is_empty()) {
+        Some(text) => Proxy::setting(text).map(|proxy| Some((proxy?, "as given"))),
+        None => Proxy::of_environment(&hosts, |name| std::env::var(name).ok()),
+    };
+    found.map_err(|error| {
+        let text = error.to_string();
+        let (cause, cure) = text.split_once("; ").unwrap_or((&text, ""));
+        Failure::new("EW-PROXY", cause.trim_start_matches("EW-PROXY: "), cure)
+    })
+}
+
+fn of_hubs(
+    target: Option<&Target>,
+    hubs: &[HubFacts],
+    leafs: &[LeafFacts],
+    proxy: Option<&(Proxy, &str)>,
+) -> Vec<Finding> {
     let pin = target.and_then(|target| target.pin.as_deref());
     let now = UnixTime::now();
-    let mut findings = reach::one_is_enough(hubs.iter().map(|facts| reach::hub(facts, pin, now)).collect());
+    let (apis, trusted) = reach::apis(hubs, pin, now);
+    let mut findings = reach::one_is_enough(apis);
+    let ports = leafs.iter().map(|facts| reach::leaf(facts, trusted.as_ref(), pin, now)).collect();
+    findings.extend(reach::one_is_enough(ports));
     let set = reach::PROXY_VARIABLES
         .iter()
         .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
-    let direct = hubs.iter().any(|facts| facts.api.reached.is_ok() && facts.leaf.reached.is_ok());
-    findings.push(reach::proxy(&set.collect::<Vec<_>>(), (!hubs.is_empty()).then_some(direct)));
+    let reached = hubs.iter().any(|facts| facts.api.reached.is_ok())
+        && leafs.iter().any(|facts| facts.door.reached.is_ok());
+    let used = proxy.map(|(proxy, by)| (proxy, *by));
+    findings.push(reach::proxy(used, &set.collect::<Vec<_>>(), (!hubs.is_empty()).then_some(reached)));
     findings
 }
 
-fn of_machine(args: &CheckArgs, machine: &Machine, hubs: &[HubFacts]) -> Vec<Finding> {
+fn of_machine(args: &CheckArgs, machine: &Machine, hubs: &[HubFacts], leafs: &[LeafFacts]) -> Vec<Finding> {
     let Machine { kernel, cgroup, disk, meminfo, status, network, listeners, own_server, keeps_time } =
         machine;
     let answers = hubs.iter().filter_map(|facts| facts.api.answer.as_ref()?.as_ref().ok());
     let compared = answers.filter_map(|answer| Some((answer.date?, answer.now))).next();
+    let named = hubs.iter().map(|facts| &facts.addresses).chain(leafs.iter().map(|facts| &facts.addresses));
+    let ways =
+        hubs.iter().map(|facts| &facts.api.reached).chain(leafs.iter().map(|facts| &facts.door.reached));
+    let reached = ways.clone().find_map(|reached| reached.as_ref().ok());
+    // A proxy has to stay reachable too.
+    let met = ways.filter_map(|reached| Some(reached.as_ref().ok()?.address));
     let addresses: Vec<IpAddr> =
-        hubs.iter().filter_map(|facts| facts.addresses.as_ref().ok()).flatten().copied().collect();
-    let reached =
-        hubs.iter().find_map(|facts| facts.api.reached.as_ref().or(facts.leaf.reached.as_ref()).ok());
+        named.filter_map(|found| found.as_ref().ok()).flatten().copied().chain(met).collect();
 
     let mut findings: Vec<Finding> = network::mtu(network, reached).into_iter().collect();
     findings.push(clock::judge(ClockFacts { now: Timestamp::now(), hub: compared, keeps_time: *keeps_time }));

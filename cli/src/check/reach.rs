@@ -1,19 +1,23 @@
-//! What the knocking at a hub's doors means: the API, the leaf's port, whose certificates they show, and proxies.
+//! What the knocking at a hub's doors means: the API, the leaf's ports, whose certificates they show, and proxies.
 
 use std::net::IpAddr;
 
-use rustls::pki_types::UnixTime;
+use bus::proxy::{Proxy, with_port};
+use bus::server::way::Way;
+use rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::certificate::{self, Chain, Trust};
-use super::door::{Answer, Door, HubFacts, Reached};
+use super::door::{Answer, Door, HubFacts, LeafFacts, Reached};
 use super::finding::{Check, Finding, Level};
-use super::target::authority;
+use super::target::Leaf;
 
 const NAME: Check = Check("EW-CHECK-NAME", "name");
 const API: Check = Check("EW-CHECK-API", "api");
 const API_TLS: Check = Check("EW-CHECK-TLS", "api tls");
 const LEAF: Check = Check("EW-CHECK-LEAF", "leaf");
 const LEAF_TLS: Check = Check("EW-CHECK-TLS", "leaf tls");
+const LEAF_WSS: Check = Check("EW-CHECK-LEAF", "leaf wss");
+const LEAF_WSS_TLS: Check = Check("EW-CHECK-TLS", "leaf wss tls");
 const PROXY: Check = Check("EW-CHECK-PROXY", "proxy");
 
 /// Digits of a fingerprint that are shown.
@@ -30,28 +34,51 @@ pub const PROXY_VARIABLES: [&str; 8] = [
     "no_proxy",
 ];
 
-/// One hub.
-pub fn hub(facts: &HubFacts, pin: Option<&str>, now: UnixTime) -> Vec<Finding> {
-    let host = &facts.hub.host;
-    if let Err(cause) = &facts.addresses {
-        let cure = "correct the name, or mend this machine's DNS (/etc/resolv.conf, /etc/hosts)";
-        return vec![NAME.fail(format!("{host} has no address here: {cause}"), cure)];
-    }
-    let (api_at, leaf_at) = (authority(host, facts.hub.port), authority(host, facts.leaf_port));
-    let mut findings = vec![api(&api_at, &facts.api)];
-    let shown = |chain: &Option<Result<Chain, String>>| chain.clone().and_then(Result::ok);
-    // The leaf's port does not send its authority along: the API's is taken for it, if it is the right one.
+/// The hubs' APIs, each with its findings, and the authority by which the hub's other doors are judged.
+pub fn apis(
+    all: &[HubFacts],
+    pin: Option<&str>,
+    now: UnixTime,
+) -> (Vec<Vec<Finding>>, Option<CertificateDer<'static>>) {
     let mut trusted = None;
-    if let Some(chain) = shown(&facts.api.shown) {
-        let trust = certificate::judge(&chain, host, pin, None, now);
-        if matches!(trust, Trust::Pinned | Trust::NotCompared(_)) {
-            trusted = certificate::authority(&chain, pin);
+    let mut one = |facts: &HubFacts| {
+        let host = &facts.hub.host;
+        if let Err(cause) = &facts.addresses {
+            return vec![nameless(host, cause)];
         }
-        findings.push(tls(API_TLS, &api_at, host, &trust));
+        let at = with_port(host, facts.hub.port);
+        let mut findings = vec![api(&at, &facts.api)];
+        if let Some(chain) = shown(&facts.api) {
+            let trust = certificate::judge(&chain, host, pin, None, now);
+            if trusted.is_none() && matches!(trust, Trust::Pinned | Trust::NotCompared(_)) {
+                trusted = certificate::authority(&chain, pin);
+            }
+            findings.push(tls(API_TLS, &at, host, &trust));
+        }
+        findings
+    };
+    (all.iter().map(&mut one).collect(), trusted)
+}
+
+/// One address where nodes connect. `trusted`: see [`apis`]; this port does not send its authority along.
+pub fn leaf(
+    facts: &LeafFacts,
+    trusted: Option<&CertificateDer<'static>>,
+    pin: Option<&str>,
+    now: UnixTime,
+) -> Vec<Finding> {
+    let Leaf { way, host, port } = &facts.leaf;
+    if let Err(cause) = &facts.addresses {
+        return vec![nameless(host, cause)];
     }
-    findings.push(leaf(&leaf_at, &facts.leaf));
-    if let Some(chain) = shown(&facts.leaf.shown) {
-        let trust = match &trusted {
+    let at = with_port(host, *port);
+    let (check, check_tls) = match way {
+        Way::Tls => (LEAF, LEAF_TLS),
+        Way::Wss => (LEAF_WSS, LEAF_WSS_TLS),
+    };
+    let mut findings = vec![leaf_port(check, &at, &facts.door)];
+    if let Some(chain) = shown(&facts.door) {
+        let trust = match trusted {
             // Whose authority this is was said above.
             Some(authority) => match certificate::judge(&chain, host, pin, Some(authority), now) {
                 Trust::NotCompared(_) => Some(Trust::Pinned),
@@ -59,19 +86,30 @@ pub fn hub(facts: &HubFacts, pin: Option<&str>, now: UnixTime) -> Vec<Finding> {
             },
             None => certificate::stranger(&chain),
         };
-        findings.extend(trust.map(|trust| tls(LEAF_TLS, &leaf_at, host, &trust)));
+        findings.extend(trust.map(|trust| tls(check_tls, &at, host, &trust)));
     }
     findings
 }
 
-/// A token may name several hubs, some by names that only the hub's own machine knows; a node needs one of them.
-pub fn one_is_enough(hubs: Vec<Vec<Finding>>) -> Vec<Finding> {
+fn shown<T>(door: &Door<T>) -> Option<Chain> {
+    door.shown.clone().and_then(Result::ok)
+}
+
+fn nameless(host: &str, cause: &str) -> Finding {
+    NAME.fail(
+        format!("{host} has no address here: {cause}"),
+        "correct the name, or mend this machine's DNS (/etc/resolv.conf, /etc/hosts); a node needs it also behind a proxy",
+    )
+}
+
+/// Of several addresses, some of which only the hub's own machine may know, a node needs one.
+pub fn one_is_enough(groups: Vec<Vec<Finding>>) -> Vec<Finding> {
     let is_well = |findings: &Vec<Finding>| findings.iter().all(|finding| finding.level < Level::Fail);
-    let one_is_well = hubs.iter().any(is_well);
-    let mut findings: Vec<Finding> = hubs.into_iter().flatten().collect();
+    let one_is_well = groups.iter().any(is_well);
+    let mut findings: Vec<Finding> = groups.into_iter().flatten().collect();
     for finding in findings.iter_mut().filter(|finding| one_is_well && finding.level == Level::Fail) {
         finding.level = Level::Warn;
-        finding.cure = format!("none needed: another hub of the token is well; else {}", finding.cure);
+        finding.cure = format!("none needed: another address of the hub is well; else {}", finding.cure);
     }
     findings
 }
@@ -83,6 +121,12 @@ fn reached(at: &str, host_is: IpAddr, took_ms: u128) -> String {
 }
 
 fn closed(check: Check, at: &str, cause: &str, what: &str) -> Finding {
+    // A proxy's refusal comes with its own cure.
+    if let Some((cause, cure)) =
+        cause.strip_prefix("EW-PROXY").and_then(|text| text.split_once(": ")?.1.split_once("; "))
+    {
+        return check.fail(cause, cure);
+    }
     let found = format!("cannot connect to {at}: {cause}");
     let cure = if cause.contains("refused") {
         format!("is the hub running, and is this {what}? a firewall may also refuse: allow tcp out to {at}")
@@ -119,18 +163,22 @@ fn api(at: &str, door: &Door<Answer>) -> Finding {
     }
 }
 
-fn leaf(at: &str, door: &Door<String>) -> Finding {
-    let what = "the hub's port for nodes (7422; --leaf-port if it was told another)";
+fn leaf_port(check: Check, at: &str, door: &Door<Option<String>>) -> Finding {
+    let what = if check.1 == LEAF_WSS.1 {
+        "the port that the hub was told with `--leaf-wss`"
+    } else {
+        "the hub's port for nodes (7422; --leaf-port if it was told another)"
+    };
     match (&door.reached, &door.answer, &door.shown) {
-        (Err(cause), ..) => closed(LEAF, at, cause, what),
-        (Ok(_), Some(Err(cause)), _) => dumb(LEAF, at, cause, false, what),
-        (Ok(_), _, Some(Err(cause))) => dumb(LEAF, at, &format!("no TLS, {cause}"), true, what),
+        (Err(cause), ..) => closed(check, at, cause, what),
+        (Ok(_), Some(Err(cause)), _) => dumb(check, at, cause, false, what),
+        (Ok(_), _, Some(Err(cause))) => dumb(check, at, &format!("no TLS, {cause}"), true, what),
         (Ok(Reached { address, took_ms, .. }), answer, _) => {
             let version = match answer {
-                Some(Ok(version)) => format!(", nats-server {version}"),
+                Some(Ok(Some(version))) => format!(", nats-server {version}"),
                 _ => String::new(),
             };
-            LEAF.ok(format!("{}, outbound{version}", reached(at, *address, *took_ms)))
+            check.ok(format!("{}, outbound{version}", reached(at, *address, *took_ms)))
         }
     }
 }
@@ -138,7 +186,7 @@ fn leaf(at: &str, door: &Door<String>) -> Finding {
 fn tls(check: Check, at: &str, host: &str, trust: &Trust) -> Finding {
     let short = |print: &str| print.chars().take(FINGERPRINT_CHARS).collect::<String>() + "…";
     match trust {
-        Trust::Pinned if check.1 == LEAF_TLS.1 => check.ok("by the same authority as the API"),
+        Trust::Pinned if check.1 != API_TLS.1 => check.ok("by the same authority as the API"),
         Trust::Pinned => check.ok("by the authority that the token names"),
         Trust::NotCompared(print) => check.ok(format!(
             "by a hub's authority, sha256 {}; give the join token instead of the address to compare it",
@@ -169,8 +217,21 @@ fn tls(check: Check, at: &str, host: &str, trust: &Trust) -> Finding {
     }
 }
 
-/// `set`: the variables that are set. `direct`: were both doors of a hub reached? `None` when no hub was named.
-pub fn proxy(set: &[(String, String)], direct: Option<bool>) -> Finding {
+/// `used`: the proxy that joining would take, and who names it. `set`: the variables that are set. `reached`: did it get to
+/// the hub that way? `None` when no hub was named.
+pub fn proxy(used: Option<(&Proxy, &str)>, set: &[(String, String)], reached: Option<bool>) -> Finding {
+    let again = "run this again with the hub's address, which shows whether that works";
+    if let Some((proxy, by)) = used {
+        let through = format!("through {proxy} ({by}), as joining would go and then the node");
+        return match reached {
+            Some(true) => PROXY.ok(through),
+            Some(false) => PROXY.fail(
+                format!("{through}: it does not get there"),
+                "see the other cures; past the proxy: `--proxy none`, here and for `edgewire join`",
+            ),
+            None => PROXY.warn(through, again),
+        };
+    }
     let names: Vec<&(String, String)> = set
         .iter()
         .filter(|(name, value)| !value.is_empty() && !name.eq_ignore_ascii_case("NO_PROXY"))
@@ -178,17 +239,15 @@ pub fn proxy(set: &[(String, String)], direct: Option<bool>) -> Finding {
     let Some((name, value)) = names.first() else {
         return PROXY.ok("no variable names one; a node connects directly");
     };
-    let is_set = format!("{name}={} is set, which a node does not use", without_login(value));
-    match direct {
+    let is_set = format!("{name}={} is set, which a node does not use here", without_login(value));
+    match reached {
         Some(true) => PROXY.ok(format!("{is_set}: it connects directly, and gets there")),
         Some(false) => PROXY.fail(
             format!("{is_set}, and directly it does not get there"),
-            "let this machine out to the hub's two ports directly, past the proxy",
+            "if the way leads through a proxy: `--proxy http://HOST:PORT`, here and for `edgewire join`; else let this \
+             machine out to the hub's ports",
         ),
-        None => PROXY.warn(
-            format!("{is_set}: it connects directly"),
-            "run this again with the hub's address, which shows whether that works",
-        ),
+        None => PROXY.warn(format!("{is_set}: it connects directly"), again),
     }
 }
 
@@ -210,9 +269,12 @@ mod tests {
         Ok(Reached { address, own: address, took_ms: 12, path_mtu: Some(1500) })
     }
 
-    fn facts(api: Door<Answer>, leaf: Door<String>) -> HubFacts {
-        let hub = Hub { host: "hub.example".into(), port: 6443 };
-        HubFacts { hub, leaf_port: 7422, addresses: Ok(vec![]), api, leaf }
+    fn hub(api: Door<Answer>) -> HubFacts {
+        HubFacts { hub: Hub { host: "hub.example".into(), port: 6443 }, addresses: Ok(vec![]), api }
+    }
+
+    fn leaf_at(way: Way, port: u16, door: Door<Option<String>>) -> LeafFacts {
+        LeafFacts { leaf: Leaf { way, host: "hub.example".into(), port }, addresses: Ok(vec![]), door }
     }
 
     #[test]
@@ -250,35 +312,45 @@ mod tests {
                 "says \"SSH\"",
             ),
             (
-                Door { reached: there(), answer: Some(Ok("2.15.1".into())), shown: Some(Err(silent())) },
+                Door { reached: there(), answer: Some(Ok(None)), shown: Some(Err(silent())) },
                 "no TLS, it says nothing",
             ),
         ] {
-            let finding = leaf("hub.example:7422", &door);
+            let finding = leaf_port(LEAF, "hub.example:7422", &door);
             assert!(finding.level == Level::Fail && finding.found.contains(found), "{finding:?}");
         }
     }
 
     #[test]
     fn a_hub_without_a_name_is_one_finding() {
-        let gone = || Door { reached: Err(String::new()), answer: None, shown: None };
-        let mut facts = facts(gone(), Door { reached: Err(String::new()), answer: None, shown: None });
-        facts.addresses = Err("name or service not known".into());
-        let findings = hub(&facts, None, UnixTime::now());
-        assert_eq!(findings.len(), 1);
-        assert_eq!((findings[0].code, findings[0].level), ("EW-CHECK-NAME", Level::Fail));
+        let mut nameless = hub(Door { reached: Err(String::new()), answer: None, shown: None });
+        nameless.addresses = Err("name or service not known".into());
+        let door = Door { reached: Err(String::new()), answer: None, shown: None };
+        let mut leaf_too = leaf_at(Way::Tls, 7422, door);
+        leaf_too.addresses = nameless.addresses.clone();
+        let (apis, _) = apis(&[nameless], None, UnixTime::now());
+        for findings in [&apis[0], &leaf(&leaf_too, None, None, UnixTime::now())] {
+            assert_eq!(findings.len(), 1);
+            assert_eq!((findings[0].code, findings[0].level), ("EW-CHECK-NAME", Level::Fail));
+        }
     }
 
     #[test]
     fn a_hub_that_is_there_is_well() {
         let answer = Answer { date: None, now: Timestamp(0) };
         let api = Door { reached: there(), answer: Some(Ok(answer)), shown: Some(Ok(vec![])) };
-        let leaf = Door { reached: there(), answer: Some(Ok("2.15.1".into())), shown: Some(Ok(vec![])) };
-        let findings = hub(&facts(api, leaf), None, UnixTime::now());
+        let version = || Some("2.15.1".to_owned());
+        let door = |said| Door { reached: there(), answer: Some(Ok(said)), shown: Some(Ok(vec![])) };
+        let now = UnixTime::now();
+        let (apis, _) = apis(&[hub(api)], None, now);
+        let ports = [leaf_at(Way::Tls, 7422, door(version())), leaf_at(Way::Wss, 443, door(None))];
+        let ports = ports.iter().flat_map(|facts| leaf(facts, None, None, now));
+        let findings: Vec<Finding> = apis.into_iter().flatten().chain(ports).collect();
         let shown: Vec<(&str, Level)> =
             findings.iter().map(|finding| (finding.check, finding.level)).collect();
         // The certificate that is missing here is judged in its own file.
-        assert_eq!(shown, [("api", Level::Ok), ("api tls", Level::Fail), ("leaf", Level::Ok)]);
+        let well = |name| (name, Level::Ok);
+        assert_eq!(shown, [well("api"), ("api tls", Level::Fail), well("leaf"), well("leaf wss")]);
         assert_eq!(
             findings[0].found,
             "hub.example:6443 (192.0.2.7) in 12 ms, outbound; no inbound port is needed"
@@ -287,13 +359,13 @@ mod tests {
     }
 
     #[test]
-    fn one_hub_of_several_is_enough() {
+    fn one_address_of_several_is_enough() {
         let (good, bad) = (vec![API.ok("")], vec![API.fail("gone", "mend it"), LEAF.ok("")]);
         let levels = |hubs| one_is_enough(hubs).iter().map(|finding| finding.level).collect::<Vec<_>>();
         assert_eq!(levels(vec![good.clone(), bad.clone()]), [Level::Ok, Level::Warn, Level::Ok]);
         assert_eq!(levels(vec![bad.clone(), bad.clone()])[0], Level::Fail);
         assert_eq!(levels(vec![]), []);
-        assert!(one_is_enough(vec![bad, good])[0].cure.starts_with("none needed: another hub"));
+        assert!(one_is_enough(vec![bad, good])[0].cure.starts_with("none needed: another address"));
     }
 
     #[test]
@@ -329,9 +401,28 @@ mod tests {
             (set("https_proxy", "me:hush@proxy"), Some(false), Level::Fail, "https_proxy=proxy is set"),
             (set("ALL_PROXY", "socks5://p"), None, Level::Warn, "ALL_PROXY=socks5://p"),
         ] {
-            let finding = proxy(&set, direct);
+            let finding = proxy(None, &set, direct);
             assert_eq!(finding.level, level, "{finding:?}");
             assert!(finding.found.contains(found) && !finding.found.contains("hush"), "{finding:?}");
         }
+        let used = Proxy::parse("http://me:hush@proxy:3128").unwrap();
+        for (reached, level) in [(Some(true), Level::Ok), (Some(false), Level::Fail), (None, Level::Warn)] {
+            let finding = proxy(Some((&used, "HTTPS_PROXY")), &[], reached);
+            assert!(finding.found.starts_with("through http://proxy:3128 (HTTPS_PROXY)"), "{finding:?}");
+            assert_eq!(finding.level, level);
+        }
+    }
+
+    #[test]
+    fn what_a_proxy_says_is_told_with_its_own_cure() {
+        let cause = "EW-PROXY-REFUSED: the proxy http://p:1 makes no connection to hub:7422: HTTP/1.1 403 Forbidden; have it \
+                     allow CONNECT";
+        let door = Door { reached: Err(cause.to_owned()), answer: None, shown: None };
+        let finding = leaf_port(LEAF, "hub:7422", &door);
+        assert!(
+            finding.found.ends_with("403 Forbidden") && finding.found.starts_with("the proxy"),
+            "{finding:?}"
+        );
+        assert_eq!(finding.cure, "have it allow CONNECT");
     }
 }

@@ -1,9 +1,11 @@
-//! Which hub is meant: `https://host:port`, `host:port`, `host`, or a join token, which also says whom to trust.
+//! Which hub is meant: `https://host:port`, `host:port`, `host`, or a join token, which also says whom to trust and where
+//! the link will go.
 
 use std::net::Ipv6Addr;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use bus::server::way::{self, Way};
 use schemas::credential::JoinToken;
 
 /// Where a hub's API listens unless told.
@@ -20,6 +22,8 @@ const HUBS_MAX: usize = 8;
 pub struct Target {
     /// At least one.
     pub hubs: Vec<Hub>,
+    /// Where the link goes; empty when nobody told.
+    pub leafs: Vec<Leaf>,
     /// SHA-256 of the authority that the token trusts, in lower case hex.
     pub pin: Option<String>,
 }
@@ -33,9 +37,26 @@ pub struct Hub {
     pub port: u16,
 }
 
-/// `host:port`, with brackets where an address needs them.
-pub fn authority(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+/// One address where nodes connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// By which protocol.
+    pub way: Way,
+    /// Name or address, without brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+impl Target {
+    /// Where the link goes. `port`: of each hub, if it was given; else as the token tells, else the usual one.
+    pub fn leafs(&self, port: Option<u16>) -> Vec<Leaf> {
+        if port.is_none() && !self.leafs.is_empty() {
+            return self.leafs.clone();
+        }
+        let port = port.unwrap_or(LEAF_PORT);
+        self.hubs.iter().map(|hub| Leaf { way: Way::Tls, host: hub.host.clone(), port }).collect()
+    }
 }
 
 /// Reads the argument; what is wrong with it never repeats it, because a token is a secret.
@@ -44,7 +65,7 @@ pub fn parse(text: &str) -> Result<Target, String> {
     if text.starts_with("ew1.") {
         return token(text);
     }
-    Ok(Target { hubs: vec![hub(text)?], pin: None })
+    Ok(Target { hubs: vec![hub(text)?], leafs: Vec::new(), pin: None })
 }
 
 fn token(text: &str) -> Result<Target, String> {
@@ -55,7 +76,13 @@ fn token(text: &str) -> Result<Target, String> {
         return Err("the token names no hub; make a new one with `edgewire token create`".to_owned());
     }
     let hubs = token.hubs.iter().take(HUBS_MAX).map(|url| hub(url)).collect::<Result<_, _>>()?;
-    Ok(Target { hubs, pin: Some(token.ca_sha256.to_lowercase()) })
+    let leaf = |url: &String| {
+        let (way, host, port) = way::parse(url)?;
+        Some(Leaf { way, host: host.to_owned(), port })
+    };
+    // One that is not understood is a newer hub's.
+    let leafs = token.leafs.iter().filter_map(leaf).take(2 * HUBS_MAX).collect();
+    Ok(Target { hubs, leafs, pin: Some(token.ca_sha256.to_lowercase()) })
 }
 
 fn hub(text: &str) -> Result<Hub, String> {
@@ -108,7 +135,8 @@ mod tests {
             ("2001:db8::1", "2001:db8::1", API_PORT),
         ] {
             let target = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
-            assert_eq!(target, Target { hubs: vec![Hub { host: host.into(), port }], pin: None }, "{text}");
+            let hubs = vec![Hub { host: host.into(), port }];
+            assert_eq!(target, Target { hubs, leafs: vec![], pin: None }, "{text}");
         }
         for bad in [
             "", " ", ":6443", "a:", "a:x", "a:0", "a:99999", "http://a", "a/b", "a b", "u@a:1", "ftp://a",
@@ -116,22 +144,31 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
-        assert_eq!(authority("2001:db8::1", 1), "[2001:db8::1]:1");
-        assert_eq!(authority("hub", 1), "hub:1");
     }
 
     #[test]
     fn a_token_brings_its_hubs_and_whom_to_trust() {
-        let token = |hubs: &[&str]| {
+        let with = |hubs: &[&str], leafs: &[&str]| {
             let token = JoinToken {
                 hubs: hubs.iter().map(|hub| (*hub).to_owned()).collect(),
                 ca_sha256: "AB12".into(),
                 id: "i".into(),
                 secret: "hush".into(),
+                leafs: leafs.iter().map(|leaf| (*leaf).to_owned()).collect(),
             };
             format!("ew1.{}", BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap()))
         };
+        let token = |hubs: &[&str]| with(hubs, &[]);
         let target = parse(&token(&["https://a:1", "https://b:2"])).unwrap();
+        let shown = |target: &Target, port| {
+            let leafs = target.leafs(port).into_iter();
+            leafs.map(|Leaf { way, host, port }| format!("{way} {host} {port}")).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&target, None), ["tls a 7422", "tls b 7422"], "an older hub's token does not tell");
+        assert_eq!(shown(&target, Some(9)), ["tls a 9", "tls b 9"]);
+        let told = with(&["https://a:1"], &["tls://c:5", "wss://[::1]:443", "quic://new:1"]);
+        assert_eq!(shown(&parse(&told).unwrap(), None), ["tls c 5", "wss ::1 443"]);
+        assert_eq!(shown(&parse(&told).unwrap(), Some(9)), ["tls a 9"]);
         assert_eq!((target.hubs.len(), target.pin.as_deref()), (2, Some("ab12")));
         assert_eq!(parse(&token(&["https://a:1"; 20])).unwrap().hubs.len(), HUBS_MAX);
         assert!(parse(&token(&[])).unwrap_err().contains("names no hub"));

@@ -41,6 +41,7 @@ pub async fn open(dir: &Path, binary: Option<PathBuf>) -> anyhow::Result<Vec<Str
         data_dir: dir.join("nats"),
         listen: listen?,
         leaf_listen: leaf_listen?,
+        leaf_wss_listen: None,
         binary,
         store_max_bytes: STORE_BYTES_MAX,
     };

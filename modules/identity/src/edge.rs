@@ -246,8 +246,10 @@ impl Rim<Membership> for MembershipRim {
                 Keys::load_or_create(dir, true).map(|made| keys(&made)).map_err(|error| error.to_string()),
             ),
             Act::Adopt(enrolled) => {
-                let adopted = Keys::load_or_create(dir, true)
-                    .and_then(|keys| membership::save(dir, self.node.clone(), &keys, *enrolled));
+                let adopted = Keys::load_or_create(dir, true).and_then(|keys| {
+                    let proxy = membership::load(dir)?.and_then(|(present, _)| present.proxy);
+                    membership::save(dir, self.node.clone(), &keys, *enrolled, proxy)
+                });
                 Done::Adopted(adopted.map_err(|error| error.to_string()))
             }
         })

@@ -60,7 +60,7 @@ pub fn flows() -> Vec<Flow> {
 pub struct Addresses {
     /// `https://host:port` of the API.
     pub api: Vec<String>,
-    /// `tls://host:port` for leafs.
+    /// `tls://host:port` and `wss://host:port` for leafs.
     pub leafs: Vec<String>,
     /// `tls://host:port` for tools.
     pub bus: String,
@@ -107,6 +107,7 @@ impl IdentityRim {
             ca_sha256: self.ca_sha256.clone(),
             id: record.id.clone(),
             secret,
+            leafs: self.addresses.leafs.clone(),
         };
         let json = serde_json::to_vec(&token).map_err(signing)?;
         let text = format!("ew1.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json));
@@ -130,10 +131,13 @@ impl IdentityRim {
                 Refusal::new(400, "EW-ENROLL-KEY", format!("the node's key is refused: {error}"))
             })
         };
+        let (wss_urls, leaf_urls) =
+            self.addresses.leafs.iter().cloned().partition(|url| url.starts_with("wss://"));
         let enrolled = Enrolled {
             control_jwt: sign(Account::Control, &enroll.control_key, &control)?,
             work_jwt: sign(Account::Work, &enroll.work_key, &work)?,
-            leaf_urls: self.addresses.leafs.clone(),
+            leaf_urls,
+            wss_urls,
             ca_pem: self.ca_pem.clone(),
         };
         serde_json::to_value(enrolled).map_err(signing)

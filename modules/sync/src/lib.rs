@@ -6,7 +6,7 @@
 //! | up | streams OUTBOX (reports, events) and UPLINK (workloads' `up.`) | streams UP and FROM, with a cursor for each lane |
 //! | both | heartbeat: a request through the link, so its answer proves both ways | module `nodes` answers |
 //!
-//! [`down`], [`up`], [`watchdog`] and [`disk`] decide; [`edge`] composes them into the module that runs on a node, with the
+//! [`down`], [`up`], [`watchdog`], [`ways`] and [`disk`] decide; [`edge`] composes them into the module that runs on a node, with the
 //! heartbeat; [`rim`] and [`housekeeping`] do what they want done; [`hub`] is the module at the other end. Nothing here reads a clock except [`rim`].
 
 pub mod disk;
@@ -19,3 +19,4 @@ pub mod pace;
 pub mod rim;
 pub mod up;
 pub mod watchdog;
+pub mod ways;

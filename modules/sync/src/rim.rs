@@ -207,6 +207,12 @@ impl Rim<Sync> for EdgeRim {
             Act::LookAtDisk => self.house.look(&self.server).await.map(Done::Disk),
             Act::KeepHouse(house) => self.house.keep(bus, house).await.map(Done::Cleared),
             Act::LookAtLink { reach } => self.server.look(reach).await.map(Done::Link),
+            Act::MoveLink(way) => {
+                if let Err(error) = self.server.set_way(way).await {
+                    tracing::warn!(%error, "the link does not go another way yet; tried again");
+                }
+                None
+            }
             Act::RebuildLink => {
                 if let Err(error) = self.server.rebuild_links().await {
                     tracing::warn!(%error, "the links are not dropped; tried again");

@@ -75,6 +75,11 @@ impl Watchdog {
         self.missing_since.is_some_and(|since| now.since_ms(since) >= GIVEN_UP_MS) && self.may_act(now)
     }
 
+    /// The link goes another way now: what was seen of the former counts no more.
+    pub fn moved(&mut self) {
+        (self.moved_bytes, self.missing_since) = (None, None);
+    }
+
     /// What was seen.
     pub fn seen(&mut self, facts: &LinkFacts, silent_ms: u64, now: Timestamp) -> Verdict {
         if !facts.linked {
@@ -115,7 +120,8 @@ impl Watchdog {
             let told = std::mem::replace(&mut self.refused, true);
             return if told { Verdict::Leave } else { Verdict::Refused(refusal.clone()) };
         }
-        if !facts.reachable || !self.may_have_given_up(now) {
+        let reachable = facts.open.iter().flatten().any(|open| Some(*open) == facts.way);
+        if !reachable || !self.may_have_given_up(now) {
             return Verdict::Leave;
         }
         self.not_before = Some(now.plus_ms(RESTART_PAUSE_MS));
@@ -131,12 +137,14 @@ impl Watchdog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bus::server::Way;
 
-    const DOWN: LinkFacts =
-        LinkFacts { linked: false, moved_bytes: None, quiet_ms: 0, reachable: false, refusal: None };
+    fn down() -> LinkFacts {
+        LinkFacts { way: Some(Way::Tls), ways: vec![Way::Tls], ..LinkFacts::default() }
+    }
 
     fn up(moved_bytes: u64, quiet_ms: u64) -> LinkFacts {
-        LinkFacts { linked: true, moved_bytes: Some(moved_bytes), quiet_ms, reachable: true, refusal: None }
+        LinkFacts { linked: true, moved_bytes: Some(moved_bytes), quiet_ms, ..down() }
     }
 
     /// The verdicts of looks two seconds apart on a link whose heartbeat was answered last at 0.
@@ -205,8 +213,14 @@ mod tests {
 
     #[test]
     fn a_server_that_has_given_up_is_started_anew_if_the_hub_can_be_reached() {
-        assert_eq!(looks(&mut Watchdog::default(), 5, |_| DOWN, 100), []);
-        let reached = |_| LinkFacts { reachable: true, ..DOWN };
+        assert_eq!(looks(&mut Watchdog::default(), 5, |_| down(), 100), []);
+        let other = |_| LinkFacts { open: Some(vec![Way::Wss]), ..down() };
+        assert_eq!(
+            looks(&mut Watchdog::default(), 5, other, 100),
+            [],
+            "on another way: not this one's matter"
+        );
+        let reached = |_| LinkFacts { open: Some(vec![Way::Tls]), ..down() };
         let verdicts = looks(&mut Watchdog::default(), 5, reached, 60);
         assert!(verdicts.iter().all(|(_, v)| *v == Verdict::Restart));
         assert_eq!(times(&verdicts), [25, 85]);
@@ -214,8 +228,11 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_once_and_restarts_nothing() {
-        let refused =
-            |_| LinkFacts { reachable: true, refusal: Some("Authorization Violation".into()), ..DOWN };
+        let refused = |_| LinkFacts {
+            open: Some(vec![Way::Tls]),
+            refusal: Some("Authorization Violation".into()),
+            ..down()
+        };
         let mut watchdog = Watchdog::default();
         assert_eq!(times(&looks(&mut watchdog, 5, refused, 100)), [5]);
         watchdog.seen(&up(1, 0), 0, Timestamp(500_000));

@@ -278,6 +278,11 @@ impl Edge {
         self.set("broken", true)
     }
 
+    /// Drops what goes to these ports of the hub, in silence, as a firewall does; the others are open. None: all are.
+    pub fn shut(&self, ports: &[u16]) -> anyhow::Result<()> {
+        network::shut(&self.site, &self.namespace(), ports)
+    }
+
     fn set(&self, set: &str, member: bool) -> anyhow::Result<()> {
         network::set(&self.site.table(), set, &self.site.edge_address(self.n).to_string(), member)
     }

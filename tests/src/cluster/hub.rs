@@ -28,6 +28,7 @@ pub struct Hub {
     child: Mutex<Option<Child>>,
     disk: Mutex<Option<Disk>>,
     version: std::sync::Mutex<Version>,
+    flags: std::sync::Mutex<Vec<String>>,
 }
 
 /// A child of ours, known by its pid until it was waited for.
@@ -35,7 +36,13 @@ pub(super) type Child = tokio::process::Child;
 
 impl Hub {
     pub(super) fn new(site: Arc<Site>) -> Self {
-        Self { site, child: Mutex::default(), disk: Mutex::default(), version: Default::default() }
+        Self {
+            site,
+            child: Mutex::default(),
+            disk: Mutex::default(),
+            version: Default::default(),
+            flags: std::sync::Mutex::default(),
+        }
     }
 
     /// The next start is of that version.
@@ -46,6 +53,12 @@ impl Hub {
     /// Its data directory: keys, objects and streams.
     pub fn data_dir(&self) -> PathBuf {
         self.site.member_dir("hub")
+    }
+
+    /// Further flags of `cloud-hub`, from its next start on.
+    pub fn set_flags(&self, flags: &[&str]) {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        *self.flags.lock().unwrap_or_else(PoisonError::into_inner) = flags;
     }
 
     /// Starts it and waits until its API answers.
@@ -74,6 +87,7 @@ impl Hub {
             command.arg(flag).arg(format!("{address}:{port}"));
         }
         command.arg("--advertise").arg(address.to_string());
+        command.args(self.flags.lock().unwrap_or_else(PoisonError::into_inner).iter());
         spawn(command, &self.site, "hub")
     }
 
@@ -195,11 +209,14 @@ pub(super) fn spawn(mut command: Command, site: &Site, member: &str) -> anyhow::
     command.spawn().with_context(|| format!("cannot run {}", program.to_string_lossy()))
 }
 
-/// The environment of a member's programs: the mark, the pinned nats-server, nothing of the caller's Edgewire settings.
+/// The environment of a member's programs: the mark, the pinned nats-server, nothing of the caller's Edgewire settings, nor
+/// of a proxy that the caller may have.
 pub(super) fn surroundings(command: &mut Command, site: &Site, member: &str) {
     for (name, _) in std::env::vars_os() {
-        let ours = name.to_string_lossy().starts_with("EDGEWIRE_");
-        if ours && name != "EDGEWIRE_LOG" {
+        let text = name.to_string_lossy();
+        if (text.starts_with("EDGEWIRE_") || text.to_ascii_uppercase().ends_with("_PROXY"))
+            && name != "EDGEWIRE_LOG"
+        {
             command.env_remove(name);
         }
     }

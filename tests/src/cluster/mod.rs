@@ -19,7 +19,7 @@
 //!
 //! * [`site`] names, addresses and directories; [`ledger`] what was made, so that all of it can be removed later, also
 //!   by another process; [`process`] finding and killing exactly what belongs to a site; [`network`] bridge and cuts
-//! * [`hub`], [`edge`] the parts; [`proxy`] the slow link; [`disk`] the power cut; [`pods`], [`readings`] what runs
+//! * [`hub`], [`edge`] the parts; [`proxy`] the slow link; [`gateway`] a site's HTTP proxy; [`disk`] the power cut; [`pods`], [`readings`] what runs
 //! * [`judge`] outside views: `kubectl`, `ctr`, raw streams
 //!
 //! Everything is removed on drop. What a killed test left is removed by the next [`Cluster::new`].
@@ -27,6 +27,7 @@
 pub mod disk;
 pub mod edge;
 pub mod eventually;
+pub mod gateway;
 pub mod hub;
 pub mod judge;
 pub mod ledger;
@@ -46,6 +47,7 @@ use anyhow::Context;
 
 pub use edge::Edge;
 pub use eventually::eventually;
+pub use gateway::Gateway;
 pub use hub::Hub;
 pub use judge::{Output, Running, Stored};
 use site::Site;

@@ -94,6 +94,29 @@ pub fn reset_edge(namespace: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Drops what goes to these ports of the hub's, in silence; of a namespace that has such a rule, the rule goes first.
+pub fn shut(site: &Site, namespace: &Path, ports: &[u16]) -> anyhow::Result<()> {
+    if inside(namespace, &["nft", "list", "tables"])?.contains("firewall") {
+        inside(namespace, &["nft", "delete", "table", "ip", "firewall"])?;
+    }
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+    let rules = format!(
+        "table ip firewall {{
+  chain leaving {{
+    type filter hook output priority -50
+    ip daddr {} tcp dport {{ {ports} }} drop
+  }}
+}}",
+        site.hub_address()
+    );
+    let file = site.dir.join("firewall.nft");
+    std::fs::write(&file, rules).with_context(|| format!("cannot write {}", file.display()))?;
+    inside(namespace, &["nft", "-f", &file.to_string_lossy()]).map(drop)
+}
+
 /// Sends what goes to `port` of the hub to the proxy's port instead, or no longer.
 pub fn divert(site: &Site, namespace: &Path, to: Option<u16>) -> anyhow::Result<()> {
     let listed = inside(namespace, &["nft", "list", "tables"])?;

@@ -113,6 +113,7 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
         | Act::Count { .. }
         | Act::KeepHouse(_)
         | Act::LookAtLink { .. }
+        | Act::MoveLink(_)
         | Act::RebuildLink
         | Act::RestartServer
         | Act::Warn(_) => {}

@@ -202,6 +202,17 @@ async fn knock(
     info_first: bool,
     speak: &[u8],
 ) -> anyhow::Result<String> {
+    let (mut stream, said) = open(address, tls, info_first).await?;
+    stream.write_all(speak).await?;
+    Ok(said + &read(&mut *stream).await)
+}
+
+/// A connection, and its greeting if it has one.
+async fn open(
+    address: SocketAddr,
+    tls: Option<&'static rustls::SupportedProtocolVersion>,
+    info_first: bool,
+) -> anyhow::Result<(Box<dyn Stream>, String)> {
     let mut said = String::new();
     let mut tcp = TcpStream::connect(address).await?;
     if info_first {
@@ -209,19 +220,7 @@ async fn knock(
         let n = tokio::time::timeout(PATIENCE, tcp.read(&mut info)).await??;
         said.push_str(&String::from_utf8_lossy(&info[..n]));
     }
-    let read = async |mut stream: Box<dyn Stream>| -> anyhow::Result<String> {
-        stream.write_all(speak).await?;
-        let mut answer = vec![0; 64 * 1024];
-        let mut all = String::new();
-        // Until it says no more, or closes.
-        while let Ok(Ok(n @ 1..)) =
-            tokio::time::timeout(Duration::from_secs(3), stream.read(&mut answer)).await
-        {
-            all.push_str(&String::from_utf8_lossy(&answer[..n]));
-        }
-        Ok(all)
-    };
-    let Some(version) = tls else { return Ok(said + &read(Box::new(tcp)).await?) };
+    let Some(version) = tls else { return Ok((Box::new(tcp), said)) };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[version])?
@@ -231,7 +230,17 @@ async fn knock(
     let name = ServerName::from(address.ip());
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let stream = tokio::time::timeout(PATIENCE, connector.connect(name, tcp)).await??;
-    Ok(said + &read(Box::new(stream)).await?)
+    Ok((Box::new(stream), said))
+}
+
+/// Until it says no more, or closes.
+async fn read(stream: &mut dyn Stream) -> String {
+    let mut answer = vec![0; 64 * 1024];
+    let mut all = String::new();
+    while let Ok(Ok(n @ 1..)) = tokio::time::timeout(Duration::from_secs(3), stream.read(&mut answer)).await {
+        all.push_str(&String::from_utf8_lossy(&answer[..n]));
+    }
+    all
 }
 
 trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send {}
@@ -273,9 +282,53 @@ impl rustls::client::danger::ServerCertVerifier for Anyone {
     }
 }
 
+/// The request that makes a WebSocket of an HTTPS connection, from a page of `origin` or from a program.
+fn upgrade(path: &str, origin: Option<&str>) -> Vec<u8> {
+    let origin = origin.map(|origin| format!("Origin: {origin}\r\n")).unwrap_or_default();
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: hub\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{origin}\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// A frame of a WebSocket's client, with a mask that leaves it as it is.
+fn frame(payload: &[u8]) -> Vec<u8> {
+    [&[0x82, 0x80 | u8::try_from(payload.len()).unwrap(), 0, 0, 0, 0], payload].concat()
+}
+
+/// What a stranger finds at the port where nodes connect by WebSocket: plain clients may speak there too, and need a login.
+async fn a_stranger_at_the_websocket(wss: SocketAddr) -> anyhow::Result<()> {
+    let (tls12, tls13) = (&rustls::version::TLS12, &rustls::version::TLS13);
+    anyhow::ensure!(knock(wss, Some(tls12), false, b"").await.is_err(), "TLS 1.2 was taken");
+    let plain = knock(wss, None, false, &upgrade("/", None)).await.unwrap_or_default();
+    anyhow::ensure!(!plain.contains("101"), "it talks in the clear: {plain}");
+    let page = knock(wss, Some(tls13), false, &upgrade("/", Some("https://evil.example"))).await?;
+    anyhow::ensure!(page.starts_with("HTTP/1.1 403 "), "a page of another's was let in: {page}");
+    let request = b"GET /edgewire/v1/tokens HTTP/1.1\r\nHost: hub\r\n\r\n";
+    let page = knock(wss, Some(tls13), false, request).await?;
+    anyhow::ensure!(page.starts_with("HTTP/1.1 400 "), "it serves more than WebSocket: {page}");
+    let hello = frame(b"CONNECT {\"verbose\":false}\r\nSUB > 1\r\nPING\r\n");
+    for path in ["/", "/leafnode"] {
+        let (mut stream, _) = open(wss, Some(tls13), false).await?;
+        stream.write_all(&upgrade(path, None)).await?;
+        let mut head = [0; 13];
+        stream.read_exact(&mut head).await?;
+        anyhow::ensure!(&head == b"HTTP/1.1 101 ", "{path}: {}", String::from_utf8_lossy(&head));
+        stream.write_all(&hello).await?;
+        let said = read(&mut *stream).await;
+        anyhow::ensure!(said.contains("Authorization Violation") && !said.contains("PONG"), "{path}: {said}");
+    }
+    let said = knock(wss, Some(tls13), false, &upgrade("/mqtt", None)).await?;
+    anyhow::ensure!(!said.starts_with("HTTP/1.1 101 "), "MQTT is not served: {said}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_gets_in_nowhere_and_slows_nobody() -> anyhow::Result<()> {
     let cluster = Cluster::new("stranger").await?;
+    let wss = SocketAddr::from((cluster.site().hub_address(), 443));
+    cluster.hub().set_flags(&["--leaf-wss", &wss.to_string()]);
     cluster.up(&["edge-a"]).await?;
     let edge = cluster.edge("edge-a")?;
     cluster.apply(&pod("steady", "edge-a", IDLE).to_string()).await?;
@@ -308,6 +361,7 @@ async fn a_stranger_gets_in_nowhere_and_slows_nobody() -> anyhow::Result<()> {
         let plain = knock(address, None, true, hello).await.unwrap_or_default();
         anyhow::ensure!(!plain.contains("PONG"), "{name} talks in the clear: {plain}");
     }
+    a_stranger_at_the_websocket(wss).await?;
     let plain =
         knock(api, None, false, b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap_or_default();
     anyhow::ensure!(!plain.contains("200"), "the API talks in the clear: {plain}");
@@ -329,8 +383,8 @@ async fn a_stranger_gets_in_nowhere_and_slows_nobody() -> anyhow::Result<()> {
     // Three hundred connections that say nothing, and noise on each door, keep nobody waiting.
     let mut idle = Vec::new();
     for n in 0..300 {
-        let mut stream = TcpStream::connect([api, bus, leaf][n % 3]).await?;
-        if n % 2 == 0 {
+        let mut stream = TcpStream::connect([api, bus, leaf, wss][n % 4]).await?;
+        if n % 8 < 4 {
             let _ = stream.write_all(&[(n % 251) as u8; 512]).await; // a door that is shut already is what is hoped for
         }
         idle.push(stream);

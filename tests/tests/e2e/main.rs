@@ -24,5 +24,6 @@ mod programs;
 mod restore;
 mod slow;
 mod support;
+mod transport;
 mod upgrade;
 mod workload;

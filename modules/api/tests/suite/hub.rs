@@ -131,6 +131,7 @@ fn kubectl_over_a_real_hub() {
             data_dir: dir.path().join("nats"),
             listen: listen(free_port()),
             leaf_listen: listen(free_port()),
+            leaf_wss_listen: None,
             binary: nats_server(),
             store_max_bytes: 8 << 30,
         };

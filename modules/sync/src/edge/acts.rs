@@ -3,7 +3,7 @@
 use bus::flow::Flow;
 use bus::link::{Have, LinkError, Pulled, Raise, StreamState};
 use bus::module::Account;
-use bus::server::LinkFacts;
+use bus::server::{LinkFacts, Way};
 use schemas::name::NodeName;
 use schemas::report::NodeReport;
 use schemas::subject::{self, Lane};
@@ -80,9 +80,11 @@ pub enum Act {
     KeepHouse(House),
     /// Look at the link from outside.
     LookAtLink {
-        /// Call the hub, if the link is missing.
+        /// Call the hub, on all ways.
         reach: bool,
     },
+    /// Have the link go another way.
+    MoveLink(Way),
     /// Drop the links, so that they are made anew.
     RebuildLink,
     /// Start the node's server anew.

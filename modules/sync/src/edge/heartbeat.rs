@@ -11,6 +11,7 @@ use schemas::subject::{self, Lane};
 
 use super::{Act, Effects, HEARTBEAT, NAME, Sync};
 use crate::watchdog::Verdict;
+use crate::ways::Move;
 
 /// What waits is counted for so long before the link's return is told.
 const LOOK_PATIENCE_MS: u64 = 5_000;
@@ -197,6 +198,13 @@ impl Sync {
     /// What the look at the link means.
     pub(super) fn judge_link(&mut self, facts: &LinkFacts, now: Timestamp, effects: &mut Effects) {
         let silent_ms = self.silent_ms(now);
+        if let Some(Move { to, back, why }) = self.ways.seen(facts, silent_ms, now) {
+            self.watchdog.moved();
+            effects.push(Effect::Act(Act::MoveLink(to)));
+            let severity = if back { Severity::Normal } else { Severity::Warning };
+            self.tell(severity, "LinkMoved", format!("the link goes over {to}:// now: {why}"), now, effects);
+            return;
+        }
         match self.watchdog.seen(facts, silent_ms, now) {
             Verdict::Leave => {}
             Verdict::Rebuild(why) => {

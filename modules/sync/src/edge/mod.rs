@@ -19,6 +19,7 @@ use crate::down::Down;
 use crate::pace::Pace;
 use crate::up::{Confirmed, Up};
 use crate::watchdog::Watchdog;
+use crate::ways::{RETURN_AFTER_MS, Ways};
 
 pub use acts::{Act, Done, account, flows};
 use downward::Batch;
@@ -61,6 +62,7 @@ pub struct Sync {
     link: Link,
     watchdog: Watchdog,
     disk: Disk,
+    ways: Ways,
     started_at: Option<Timestamp>,
     report: Option<NodeReport>,
     report_sequence: u64,
@@ -107,6 +109,7 @@ impl Sync {
                 )
             })
             .collect();
+        let ways = Ways::new(node.as_str(), RETURN_AFTER_MS);
         Self {
             node,
             boot_id,
@@ -123,6 +126,7 @@ impl Sync {
             link: Link::default(),
             watchdog: Watchdog::default(),
             disk: Disk::default(),
+            ways,
             started_at: None,
             report: None,
             report_sequence: 0,
@@ -133,6 +137,13 @@ impl Sync {
             rewound: false,
             marking: false,
         }
+    }
+
+    /// With another time that the link stays on the worse way before the better one is tried.
+    #[must_use]
+    pub fn returning_after(mut self, ms: u64) -> Self {
+        self.ways = Ways::new(self.node.as_str(), ms);
+        self
     }
 
     /// Does the node follow the hub, with nothing missing and nothing waiting? For tests and the simulator.
@@ -164,8 +175,9 @@ impl Sync {
         self.beat(now, effects);
         self.watch_link(now, effects);
         let silent_ms = self.silent_ms(now);
-        if self.watchdog.due(silent_ms, now) {
-            let reach = self.watchdog.may_have_given_up(now);
+        let call = self.ways.due(silent_ms, now);
+        if self.watchdog.due(silent_ms, now) || call {
+            let reach = self.watchdog.may_have_given_up(now) || call;
             effects.push(Effect::Act(Act::LookAtLink { reach }));
         }
         if self.disk.due(now) {
