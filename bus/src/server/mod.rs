@@ -27,7 +27,7 @@ pub mod users;
 pub use denials::{Denial, Denials};
 pub use hub::{HubConfig, HubServer};
 pub use leaf::{HubLink, LeafConfig, LeafServer, Link};
-pub use look::LinkFacts;
+pub use look::{LinkFacts, Refusal};
 pub use users::{USERS_MAX, User};
 
 use std::net::SocketAddr;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use bus::module::Effect;
-use bus::server::LinkFacts;
+use bus::server::{LinkFacts, Refusal};
 use schemas::Timestamp;
 use schemas::envelope;
 use schemas::report::{EventReport, HEARTBEAT_INTERVAL_MS, Heartbeat, HeartbeatAck, NODE_GRACE_MS, Severity};
@@ -183,7 +183,15 @@ impl Sync {
                     "the hub can be reached, but the node's server no longer tries: it is started anew";
                 self.tell(Severity::Warning, "ServerRestarted", text.to_owned(), now, effects);
             }
-            Verdict::Refused(why) => {
+            Verdict::Refused(Refusal::OfHub(why)) => {
+                let text = format!(
+                    "EW-LINK-UNTRUSTED: the certificate at the hub's address is not by an authority that this node knows ({why}); \
+                     what runs here runs on; if the hub's authority was changed while this node was away, make it known by \
+                     joining again, with the keys that are here: edgewire join TOKEN; if it was not, somebody stands between"
+                );
+                self.tell(Severity::Warning, "LinkUntrusted", text, now, effects);
+            }
+            Verdict::Refused(Refusal::ByHub(why)) => {
                 let text = format!(
                     "EW-LINK-REFUSED: the hub refuses this node's credentials ({why}); what runs here runs on; \
                      was it revoked (`edgewire node ls` at the hub)? then join again: edgewire join TOKEN --new-keys"
