@@ -14,6 +14,7 @@ use bus::module::{Account, NoRim};
 use bus::provision::{self, Place};
 use bus::runner::Spec;
 use bus::server::{HubConfig, HubServer, ServerError};
+use identity::keeper::Keeper;
 use identity::{Addresses, IdentityRim};
 use schemas::subject;
 use sync::hub::{Links, LinksRim};
@@ -77,10 +78,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::error!(broken, "the hub's store was replaced; it holds nothing that is not rebuilt");
     }
     let mut host = Host::new(connector, durable, stop.clone());
-    modules(&mut host, &config, &keys, &server, &tls, &boot_id)?;
     let token = access::token(&config.data_dir)?;
     access::write_kubeconfig(&config, &tls, &token, config.api_listen.port())?;
-    serve(&mut host, &config, &tls, token)?;
+    let certificate = api::Certificate::new(&(tls.server_pem.clone() + &tls.ca_pem), &tls.server_pem)?;
+    let keeper = keeper(&config, tls, &server, &token, certificate.clone());
+    modules(&mut host, &config, &keys, &server, &Arc::new(keeper), &boot_id);
+    serve(&mut host, &config, certificate, token);
     tracing::info!(
         api = %config.api_listen,
         leafs = %config.leaf_listen,
@@ -130,9 +133,9 @@ fn modules(
     config: &Config,
     keys: &Arc<HubKeys>,
     server: &Arc<HubServer>,
-    tls: &Tls,
+    keeper: &Arc<Keeper>,
     boot_id: &str,
-) -> anyhow::Result<()> {
+) {
     let at = |port: u16, scheme: &str| -> Vec<String> {
         config.advertise.iter().map(|host| format!("{scheme}://{host}:{port}")).collect()
     };
@@ -141,17 +144,16 @@ fn modules(
         leafs: at(config.leaf_listen.port(), "tls"),
         bus: at(config.bus_listen.port(), "tls").into_iter().next().unwrap_or_default(),
     };
-    let (keys, server) = (keys.clone(), server.clone());
-    let (ca_pem, ca_sha256) = (tls.ca_pem.clone(), tls.fingerprint.clone());
+    let (keys, server, keeper) = (keys.clone(), server.clone(), keeper.clone());
+    let renew_after_ms = config.certificate_renew_days * 24 * 3_600_000;
     host.module(spec(identity::NAME, identity::flows()), move || {
         let rim = IdentityRim {
             keys: keys.clone(),
             server: server.clone(),
-            ca_pem: ca_pem.clone(),
-            ca_sha256: ca_sha256.clone(),
+            keeper: keeper.clone(),
             addresses: addresses.clone(),
         };
-        (identity::decide::Identity::default(), rim)
+        (identity::decide::Identity::new(keeper.facts(), renew_after_ms), rim)
     });
     let (hub_boot_id, seed) = (boot_id.to_owned(), boot_id.to_owned());
     host.module(spec("nodes", nodes::flows()), move || {
@@ -171,23 +173,36 @@ fn modules(
     host.module(spec(sync::hub::NAME, sync::hub::flows()), move || {
         (Links::default(), LinksRim { readers: readers.clone() })
     });
-    Ok(())
 }
 
-fn serve(host: &mut Host, config: &Config, tls: &Tls, token: String) -> anyhow::Result<()> {
-    let read = |path: &std::path::Path| {
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-    };
+/// Keeps the certificates, and tells the API and who reads the kubeconfig when they change.
+fn keeper(
+    config: &Config,
+    tls: Tls,
+    server: &Arc<HubServer>,
+    token: &str,
+    certificate: api::Certificate,
+) -> Keeper {
+    let (told_config, token) = (config.clone(), token.to_owned());
+    let told = Box::new(move |tls: &Tls| {
+        // The authorities too: whoever joins finds the one in the list whose fingerprint stands in the token.
+        let chain = tls.server_pem.clone() + &tls.ca_pem;
+        certificate.replace(&chain, &tls.server_pem).map_err(|error| error.to_string())?;
+        let written = access::write_kubeconfig(&told_config, tls, &token, told_config.api_listen.port());
+        written.map_err(|error| format!("{error:#}"))
+    });
+    Keeper::new(config.data_dir.join("tls"), config.advertise.clone(), tls, server.clone(), told)
+}
+
+fn serve(host: &mut Host, config: &Config, certificate: api::Certificate, token: String) {
     let serving = api::Config {
         listen: config.api_listen,
-        certificate_pem: read(&tls.cert_file)? + &tls.ca_pem,
-        key_pem: read(&tls.key_file)?,
+        certificate,
         tokens: vec![api::Token { secret: token, user: "edgewire-admin".to_owned() }],
     };
     host.module(spec(api::NAME, api::flows()), move || {
         (api::ApiModule, api::ApiRim { config: serving.clone() })
     });
-    Ok(())
 }
 
 fn spec(name: &'static str, flows: Vec<bus::flow::Flow>) -> Spec {
