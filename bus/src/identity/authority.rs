@@ -61,9 +61,8 @@ impl Authorities {
             return Ok(None);
         };
         let next = Authority::read(&dir.join(NEXT))?;
-        // Finished, and the machine fell before the old name was gone: cannot be with a rename, but costs one comparison.
-        let next = next.filter(|next| next.fingerprint != present.fingerprint);
-        Ok(Some(Self { present, next }))
+        // What the one before it said for it is still in its file, and counts no more.
+        Ok(Some(Self { present: Authority { crossed: None, ..present }, next }))
     }
 
     /// The same, making the first.

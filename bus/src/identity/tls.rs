@@ -175,3 +175,70 @@ fn issue(signer: &Authority, wanted: &MadeFor) -> Result<String, IdentityError> 
 fn shown(path: &Path) -> String {
     path.display().to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use data_encoding::BASE64;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn der(pem: &str) -> Vec<u8> {
+        let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+        BASE64.decode(body.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn no_clock_finds_a_certificate_too_new_or_too_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let tls = Tls::roll(dir.path(), &names(&["hub.test"])).unwrap();
+        let all = [certificates(&tls.server_pem), certificates(&tls.ca_pem)].concat();
+        assert_eq!(
+            all.len(),
+            4,
+            "the server's, the next one as the present one vouches for it, and both authorities"
+        );
+        for pem in all {
+            let der = der(&pem);
+            let has = |time: &[u8]| der.windows(time.len()).any(|part| part == time);
+            assert!(has(b"700101000000Z") && has(b"40960101000000Z"), "1970 to 4096");
+        }
+    }
+
+    #[test]
+    fn wherever_it_falls_a_start_finds_a_pair_that_fits_and_ends_what_was_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, sans) = (dir.path(), names(&["hub.test"]));
+        let first = Tls::load_or_create(path, &sans).unwrap();
+        assert!(first == Tls::load_or_create(path, &sans).unwrap(), "nothing is made anew for nothing");
+        let named = Tls::load_or_create(path, &names(&["hub.test", "other.test"])).unwrap();
+        assert_eq!(named.present, first.present);
+        assert_ne!(named.certificate.fingerprint, first.certificate.fingerprint);
+
+        // The next authority is there, and nothing that follows from it.
+        Authorities::read_or_make(path).unwrap().roll(path).unwrap();
+        let rolled = Tls::load_or_create(path, &sans).unwrap();
+        assert_eq!(rolled.fingerprint, rolled.next.clone().unwrap().fingerprint);
+        assert!(rolled == Tls::roll(path, &sans).unwrap(), "begun once");
+        // A reader of a half-written file: it is never there under its name, but a disk may lose what it had.
+        std::fs::write(path.join(SERVER), rolled.server_pem.get(..400).unwrap()).unwrap();
+        let mended = Tls::load_or_create(path, &sans).unwrap();
+        assert_eq!((mended.fingerprint, certificates(&mended.server_pem).len()), (rolled.fingerprint, 2));
+        std::fs::remove_file(path.join(BUNDLE)).unwrap();
+        assert_eq!(Tls::load_or_create(path, &sans).unwrap().ca_pem, rolled.ca_pem);
+
+        // The old authority is gone, and nothing that follows from that.
+        Authorities::read_or_make(path).unwrap().finish(path).unwrap();
+        let finished = Tls::load_or_create(path, &sans).unwrap();
+        assert_eq!((Some(finished.present), finished.next), (rolled.next, None));
+        assert_eq!(certificates(&finished.server_pem).len(), 1);
+        assert_eq!(certificates(&std::fs::read_to_string(path.join(BUNDLE)).unwrap()).len(), 1);
+
+        // The authority is lost: never made anew beside what nodes trust.
+        std::fs::remove_file(path.join("ca.pem")).unwrap();
+        let lost = Tls::load_or_create(path, &sans).map(drop).unwrap_err().to_string();
+        assert!(lost.contains("EW-IDENTITY-TLS") && lost.contains("ca.pem"), "{lost}");
+    }
+}

@@ -36,6 +36,8 @@ pub struct Facts {
     pub next: Option<AuthorityFacts>,
     /// What the servers show.
     pub certificate: CertificateFacts,
+    /// Fingerprint of the authority that signed it.
+    pub signer: String,
     /// The authorities (PEM).
     pub ca_pem: String,
 }
@@ -43,8 +45,8 @@ pub struct Facts {
 impl Facts {
     /// Of these files.
     pub fn of(tls: &Tls) -> Self {
-        let Tls { present, next, certificate, ca_pem, .. } = tls.clone();
-        Self { present, next, certificate, ca_pem }
+        let Tls { present, next, certificate, fingerprint: signer, ca_pem, .. } = tls.clone();
+        Self { present, next, certificate, signer, ca_pem }
     }
 
     /// Does a node that trusts these know what the hub wants it to, and nothing else?
@@ -120,10 +122,9 @@ impl Identity {
     pub(crate) fn list_certificates(&self) -> Result<Value, Refusal> {
         let facts = self.authorities.facts.as_ref().ok_or_else(not_ready)?;
         let CertificateFacts { fingerprint, sans, made } = &facts.certificate;
-        let by = facts.next.as_ref().map_or(&facts.present, |next| next);
         Ok(json!({"certificates": [{
             "ports": ["api", "bus", "leafs"], "names": sans, "sha256": fingerprint, "made": made.rfc3339(),
-            "renewed_after": made.plus_ms(self.authorities.renew_after_ms).rfc3339(), "authority": by.fingerprint,
+            "renewed_after": made.plus_ms(self.authorities.renew_after_ms).rfc3339(), "authority": facts.signer,
         }]}))
     }
 
@@ -249,5 +250,192 @@ impl Identity {
     pub(crate) fn heard(&self, holding: &Holding) -> Heard {
         let other = |facts: &&Facts| holding.trusts.as_ref().is_some_and(|trusts| !facts.is_known_to(trusts));
         Heard { ca_pem: self.authorities.facts.as_ref().filter(other).map(|facts| facts.ca_pem.clone()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::Done;
+    use bus::module::{Entry, EntryValue, Input, Module};
+
+    const NOW: Timestamp = Timestamp(1_800_000_000_000);
+
+    fn pem(name: &str) -> String {
+        format!("-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n")
+    }
+
+    fn print(name: &str) -> String {
+        fingerprints(&pem(name)).unwrap().remove(0)
+    }
+
+    fn facts(all: &[&str], made: Timestamp) -> Facts {
+        let authority = |name: &&str| AuthorityFacts { fingerprint: print(name), made: Some(NOW) };
+        let certificate = CertificateFacts { fingerprint: "c".into(), sans: vec!["hub.test".into()], made };
+        Facts {
+            present: authority(&all[0]),
+            next: all.get(1).map(authority),
+            certificate,
+            signer: print(all.last().unwrap()),
+            ca_pem: all.iter().map(|name| pem(name)).collect(),
+        }
+    }
+
+    /// A hub with these authorities and nodes: name, what each trusts, whether it was revoked.
+    fn hub(all: &[&str], nodes: &[(&str, &[&str], bool)]) -> Identity {
+        let mut hub = Identity::new(facts(all, NOW), RENEW_AFTER_DAYS * DAY_MS);
+        for (revision, (name, trusts, revoked)) in nodes.iter().enumerate() {
+            let record = NodeRecord {
+                node: name.parse().unwrap(),
+                control_key: "C".into(),
+                work_key: "W".into(),
+                enrolled: NOW,
+                revoked: revoked.then_some(NOW),
+                next: None,
+                retired: None,
+                trusts: trusts.iter().map(|name| print(name)).collect(),
+            };
+            let value = EntryValue::Put(schemas::encode(&record));
+            let (bucket, key) = ("identity".to_owned(), format!("node.{name}"));
+            hub.apply(Input::Entry(Entry { bucket, key, revision: revision as u64 + 1, value }), NOW);
+        }
+        hub.apply(Input::Current { bucket: "identity".into(), filter: "*.*".into() }, NOW);
+        hub
+    }
+
+    fn message(subject: String, body: Value) -> Message {
+        let (headers, payload) = (Default::default(), schemas::encode(&body));
+        Message { account: Account::Control, subject, headers, payload, reply: Some("r".into()) }
+    }
+
+    fn ask(hub: &mut Identity, verb: &str, body: Value) -> Effects {
+        hub.apply(Input::Message(message(subject::local(NAME, verb), body)), NOW)
+    }
+
+    fn answer(effects: &Effects) -> Option<Answer> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Reply { payload, .. } => Some(schemas::decode(payload).unwrap()),
+            _ => None,
+        })
+    }
+
+    fn change(effects: &Effects) -> Option<Change> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Act(Act::Change(_, change)) => Some(*change),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn a_roll_is_finished_when_every_node_knows_the_next_authority_or_when_forced() {
+        let (none, force) = (json!({}), json!({"force": true}));
+        type Nodes<'a> = &'a [(&'a str, &'a [&'a str], bool)];
+        let told: Nodes = &[("a", &["old0", "new0"], false), ("b", &["new0"], false)];
+        let away: Nodes = &[("a", &["old0", "new0"], false), ("b", &["old0"], false), ("c", &[], false)];
+        let shut_out: Nodes = &[("a", &["old0", "new0"], false), ("b", &["old0"], true)];
+        for (name, all, nodes, verb, body, want) in [
+            ("begin", &["old0"][..], told, "ca.roll", &none, Ok(Change::Roll)),
+            ("begin twice", &["old0", "new0"], told, "ca.roll", &none, Err("EW-CA-ROLLING")),
+            ("nothing to finish", &["old0"], told, "ca.finish", &force, Err("EW-CA-NOT-ROLLING")),
+            ("all know it", &["old0", "new0"], told, "ca.finish", &none, Ok(Change::Finish)),
+            ("two do not", &["old0", "new0"], away, "ca.finish", &none, Err("EW-CA-UNCONFIRMED")),
+            ("forced", &["old0", "new0"], away, "ca.finish", &force, Ok(Change::Finish)),
+            (
+                "not waited for who is out",
+                &["old0", "new0"],
+                shut_out,
+                "ca.finish",
+                &none,
+                Ok(Change::Finish),
+            ),
+            ("renew at any time", &["old0", "new0"], away, "certificate.renew", &none, Ok(Change::Renew)),
+        ] {
+            let mut hub = hub(all, nodes);
+            let effects = ask(&mut hub, verb, body.clone());
+            let code = answer(&effects).and_then(Result::err).map(|refusal| refusal.code);
+            assert_eq!((change(&effects), code.as_deref()), (want.ok(), want.err()), "{name}");
+            if want.is_ok() {
+                let again = answer(&ask(&mut hub, verb, body.clone())).unwrap().unwrap_err();
+                assert_eq!(again.code, "EW-BUSY", "{name}: one change at a time");
+            }
+        }
+        let refused =
+            answer(&ask(&mut hub(&["old0", "new0"], away), "ca.finish", none)).unwrap().unwrap_err();
+        assert!(
+            refused.message.contains("b, c;") || refused.message.contains("b, c."),
+            "{}",
+            refused.message
+        );
+    }
+
+    #[test]
+    fn nodes_that_trust_others_are_asked_until_they_say_the_same() {
+        let nodes: &[(&str, &[&str], bool)] =
+            &[("a", &["new0", "old0"], false), ("b", &["old0"], false), ("c", &[], false), ("d", &[], true)];
+        let mut hub = hub(&["old0", "new0"], nodes);
+        let asked = |hub: &mut Identity, at: Timestamp| -> Vec<String> {
+            let effects = hub.apply(Input::Tick, at);
+            effects
+                .into_iter()
+                .filter_map(|effect| match effect {
+                    Effect::Publish { subject, .. } => Some(subject),
+                    _ => None,
+                })
+                .collect()
+        };
+        let both = ["ew.cmd.b.membership.say", "ew.cmd.c.membership.say"];
+        assert_eq!(asked(&mut hub, NOW), both);
+        assert!(asked(&mut hub, NOW.plus_ms(TELL_MS - 1)).is_empty());
+        assert_eq!(asked(&mut hub, NOW.plus_ms(TELL_MS)), both);
+        assert_eq!(asked(&mut hub, Timestamp(0)), both, "a clock that went back stops nothing");
+        // Who says that it trusts others is told the hub's, and recorded as it said.
+        let say = |trusts: Option<Vec<String>>| {
+            let body = json!({"control_key": "C", "work_key": "W", "trusts": trusts});
+            Input::Message(message("ew.req.b.identity.holding".into(), body))
+        };
+        let heard =
+            |answer: Option<Answer>| -> Heard { serde_json::from_value(answer.unwrap().unwrap()).unwrap() };
+        let whole = Some(pem("old0") + &pem("new0"));
+        let same = heard(answer(&hub.apply(say(Some(vec![print("old0")])), NOW)));
+        assert_eq!(same.ca_pem, whole);
+        let effects = hub.apply(say(Some(vec![print("old0"), print("new0")])), NOW);
+        let [Effect::Put { value, token, .. }] = effects.as_slice() else { panic!("{effects:?}") };
+        let record: NodeRecord = schemas::decode(value).unwrap();
+        assert_eq!(record.trusts, [print("old0"), print("new0")]);
+        let effects = hub.apply(Input::Wrote { token: *token, outcome: Ok(9) }, NOW);
+        assert_eq!(heard(answer(&effects)).ca_pem, None, "it is right, and nothing is to be told");
+        let effects = hub.apply(say(None), NOW);
+        assert_eq!(heard(answer(&effects)).ca_pem, None, "one that does not tell could not take it");
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_by_age_and_a_wrong_clock_does_it_once_a_day_at_most() {
+        let after = RENEW_AFTER_DAYS * DAY_MS;
+        let at = |days: i64| Timestamp(NOW.0 + days * DAY_MS as i64);
+        for (name, made, now, want) in [
+            ("new", NOW, NOW, false),
+            ("89 days", NOW, at(89), false),
+            ("91 days", NOW, at(91), true),
+            ("made an hour ahead", NOW.plus_ms(3_600_000), NOW, false),
+            ("made in years to come: that clock was wrong, or this one", at(1_800), NOW, true),
+            ("a hub in 1970", NOW, Timestamp(0), true),
+        ] {
+            assert_eq!(is_due(made, after, now), want, "{name}");
+        }
+        let mut hub = hub(&["old0"], &[]);
+        let mut renewed = 0;
+        for hour in 0..3 * 24 {
+            let now = at(1_800).plus_ms(hour * 3_600_000);
+            let effects = hub.apply(Input::Tick, now);
+            if change(&effects) == Some(Change::Renew) {
+                renewed += 1;
+                // However new it is, this clock finds it old.
+                let stands = Box::new(facts(&["old0"], NOW));
+                let done = hub.apply(Input::Done(Done::Changed(None, Change::Renew, Ok(()), stands)), now);
+                let [Effect::Report { subject, .. }] = done.as_slice() else { panic!("{done:?}") };
+                assert!(subject.contains("audit"), "what nobody asked for is on record: {subject}");
+            }
+        }
+        assert_eq!(renewed, 3);
     }
 }

@@ -95,6 +95,8 @@ pub struct Membership {
     looks: u64,
     ask_at: Option<Timestamp>,
     events: u64,
+    /// It was told that the hub's authorities are not in force here, and why.
+    distrust_told: bool,
 }
 
 type Effects = Vec<Effect<Act>>;
@@ -114,7 +116,7 @@ impl Membership {
     /// The module of `node`.
     pub fn new(node: NodeName) -> Self {
         let stage = Stage::Idle;
-        Self { node, stage, looked_at: None, looks: 0, ask_at: None, events: 0 }
+        Self { node, stage, looked_at: None, looks: 0, ask_at: None, events: 0, distrust_told: false }
     }
 
     fn ask<T: Serialize>(&self, verb: &str, body: &T, token: u64) -> Effect<Act> {
@@ -233,11 +235,14 @@ impl Module for Membership {
                 vec![self.tell(Severity::Normal, "KeysRenewed", text, now), Effect::Act(Act::Look)]
             }
             Input::Done(Done::Trusts(Ok(()))) => {
+                self.distrust_told = false;
                 let text = "the node trusts the hub's authorities as they are now".to_owned();
                 vec![self.tell(Severity::Normal, "AuthoritiesChanged", text, now), Effect::Act(Act::Look)]
             }
-            Input::Done(Done::Trusts(Err(why))) => {
-                let text = format!("the hub's authorities are not in force here: {why}; the hub asks again");
+            // Tried again when the hub asks; told once.
+            Input::Done(Done::Trusts(Err(why))) if !self.distrust_told => {
+                self.distrust_told = true;
+                let text = format!("the hub's authorities are not in force here: {why}; it is tried again");
                 vec![self.tell(Severity::Warning, "AuthoritiesNotChanged", text, now)]
             }
             _ => Vec::new(),
@@ -359,6 +364,26 @@ mod tests {
         assert_eq!(asks(&module.apply(Input::Tick, NOW.plus_ms(RETRY_MS))), Some(("holding", keys("1"))));
         answer(&mut module, HOLDING, Ok(Value::Null));
         assert_eq!(asks(&module.apply(Input::Tick, NOW.plus_ms(9 * RETRY_MS))), None, "until the next look");
+    }
+
+    #[test]
+    fn the_hubs_authorities_are_trusted_and_it_is_said_when_they_are_in_force() {
+        let mut module = module();
+        let mut say = command();
+        say.subject = "ew.cmd.n1.membership.say".into();
+        assert_eq!(module.apply(Input::Message(say), NOW), [Effect::Act(Act::Look)], "no new keys");
+        module.apply(Input::Done(Done::Holding(Some((held("1"), NOW)))), NOW);
+        module.apply(Input::Tick, NOW);
+        let other = answer(&mut module, HOLDING, Ok(serde_json::json!({"ca_pem": "others"})));
+        assert_eq!(other, [Effect::Act(Act::Trust("others".into()))]);
+        assert_eq!(asks(&module.apply(Input::Tick, NOW)), None, "nothing is said of what is not in force");
+        let failed =
+            |module: &mut Membership| module.apply(Input::Done(Done::Trusts(Err("full".into()))), NOW);
+        assert_eq!((failed(&mut module).len(), failed(&mut module).len()), (1, 0), "told once");
+        let done = module.apply(Input::Done(Done::Trusts(Ok(()))), NOW);
+        assert!(matches!(done.as_slice(), [Effect::Report { .. }, Effect::Act(Act::Look)]));
+        module.apply(Input::Done(Done::Holding(Some((held("1"), NOW)))), NOW);
+        assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("1"))));
     }
 
     #[test]

@@ -236,8 +236,7 @@ impl Identity {
             "holding" if own || next => {
                 let heard = self.heard(&holding);
                 let same = own && holding.trusts.as_ref().is_none_or(|trusts| *trusts == record.trusts);
-                // One that was made an older one again does not say whom it trusts.
-                record.trusts = holding.trusts.unwrap_or_default();
+                record.trusts = holding.trusts.unwrap_or(record.trusts);
                 if same {
                     effects.extend(Effect::reply(&message, &Answer::Ok(json!(heard))));
                 } else if own {

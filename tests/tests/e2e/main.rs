@@ -13,6 +13,7 @@ mod authority;
 mod backup;
 mod bad;
 mod check;
+mod clock;
 mod delete;
 mod hub;
 mod identity;

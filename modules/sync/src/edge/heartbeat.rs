@@ -10,6 +10,7 @@ use schemas::report::{EventReport, HEARTBEAT_INTERVAL_MS, Heartbeat, HeartbeatAc
 use schemas::subject::{self, Lane};
 
 use super::{Act, Effects, HEARTBEAT, NAME, Sync};
+use crate::clock::{Clocks, News};
 use crate::watchdog::Verdict;
 
 /// What is known of the link.
@@ -27,6 +28,7 @@ pub(super) struct Link {
     /// The node has told the hub what it is, as it is now.
     pub(super) hub_knows: bool,
     pub(super) untold: Option<Returned>,
+    pub(super) clocks: Clocks,
 }
 
 /// A return of the link that is not told yet.
@@ -70,6 +72,11 @@ impl Sync {
             return;
         };
         self.link.answered_at = Some(now);
+        match self.link.clocks.seen(ack.at, now) {
+            Some(News::Differ(text)) => self.tell(Severity::Warning, "ClockDiffers", text, now, effects),
+            Some(News::Agree(text)) => self.tell(Severity::Normal, "ClockAgrees", text, now, effects),
+            None => {}
+        }
         let restarted = ack.hub_boot_id != self.link.hub_boot_id;
         self.link.hub_boot_id = ack.hub_boot_id;
         if !ack.known && self.link.hub_knows {
