@@ -31,7 +31,8 @@ pub enum CaCommand {
     /// Trust the new authority alone: the old one is worth nothing any more
     ///
     /// Refused, naming them, while a node that joined has not confirmed the new one. After it: back the hub up (a backup from
-    /// before the roll holds an authority that nobody trusts any more), and hand out the hub's new kubeconfig.
+    /// before the roll holds an authority that nobody trusts any more), and hand out the hub's new kubeconfig. Tokens from
+    /// before the roll open nothing any more.
     Finish(FinishArgs),
 }
 

@@ -7,7 +7,7 @@
 //! node has said so, or when forced: then the old authority is worth nothing. Nothing of it is kept here: the authorities'
 //! files say whether a roll is under way, the nodes' records whom each trusts.
 
-use bus::identity::{AuthorityFacts, CertificateFacts, Tls, fingerprints};
+use bus::identity::{AuthorityFacts, CertificateFacts, Tls};
 use bus::module::{Account, Effect, Message};
 use schemas::Timestamp;
 use schemas::audit::AuditRecord;
@@ -40,22 +40,25 @@ pub struct Facts {
     pub signer: String,
     /// The authorities (PEM).
     pub ca_pem: String,
+    /// Their fingerprints, sorted.
+    pub trusted: Vec<String>,
 }
 
 impl Facts {
     /// Of these files.
     pub fn of(tls: &Tls) -> Self {
         let Tls { present, next, certificate, fingerprint: signer, ca_pem, .. } = tls.clone();
-        Self { present, next, certificate, signer, ca_pem }
+        let mut trusted: Vec<String> =
+            [Some(&present), next.as_ref()].into_iter().flatten().map(|of| of.fingerprint.clone()).collect();
+        trusted.sort();
+        Self { present, next, certificate, signer, ca_pem, trusted }
     }
 
     /// Does a node that trusts these know what the hub wants it to, and nothing else?
     fn is_known_to(&self, trusts: &[String]) -> bool {
-        let mut wanted = fingerprints(&self.ca_pem).unwrap_or_default();
         let mut trusts = trusts.to_vec();
-        wanted.sort();
         trusts.sort();
-        wanted == trusts
+        self.trusted == trusts
     }
 }
 
@@ -257,7 +260,9 @@ impl Identity {
 mod tests {
     use super::*;
     use crate::decide::Done;
+    use bus::identity::fingerprints;
     use bus::module::{Entry, EntryValue, Input, Module};
+    use std::collections::BTreeSet;
 
     const NOW: Timestamp = Timestamp(1_800_000_000_000);
 
@@ -278,6 +283,7 @@ mod tests {
             certificate,
             signer: print(all.last().unwrap()),
             ca_pem: all.iter().map(|name| pem(name)).collect(),
+            trusted: BTreeSet::from_iter(all.iter().map(|name| print(name))).into_iter().collect(),
         }
     }
 

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bus::identity::Tls;
+use bus::identity::{IdentityError, Tls};
 use bus::server::HubServer;
 use schemas::command::Refusal;
 
@@ -23,12 +23,15 @@ pub struct Keeper {
     tls: Mutex<Tls>,
     server: Arc<HubServer>,
     told: Told,
+    /// Certificate and authorities that what runs was told of last.
+    in_force: Mutex<(String, String)>,
 }
 
 impl Keeper {
-    /// Of the files in `dir`, which are `tls`, made for these names.
+    /// Of the files in `dir`, which are `tls`, made for these names, and in force already.
     pub fn new(dir: PathBuf, sans: Vec<String>, tls: Tls, server: Arc<HubServer>, told: Told) -> Self {
-        Self { dir, sans, tls: Mutex::new(tls), server, told }
+        let in_force = Mutex::new((tls.certificate.fingerprint.clone(), tls.ca_pem.clone()));
+        Self { dir, sans, tls: Mutex::new(tls), server, told, in_force }
     }
 
     /// As they stand.
@@ -48,15 +51,27 @@ impl Keeper {
             Change::Roll => Tls::roll,
             Change::Finish => Tls::finish,
         };
-        let internal = |code: &str, text: String| Refusal::new(500, code, text);
-        let tls = files(&self.dir, &self.sans).map_err(|error| internal("EW-CA-FILES", error.to_string()))?;
-        *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = tls.clone();
+        let failed = |error: IdentityError| Refusal::new(500, "EW-CA-FILES", error.to_string());
+        let tls = files(&self.dir, &self.sans).map_err(failed)?;
+        *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = tls;
+        self.put_in_force().await
+    }
+
+    /// Tells what runs, if it has not been told of what the files say: also what a life of the module that was cut off began.
+    pub async fn put_in_force(&self) -> Result<(), Refusal> {
+        let tls = self.tls();
+        let wanted = (tls.certificate.fingerprint.clone(), tls.ca_pem.clone());
+        if *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) == wanted {
+            return Ok(());
+        }
         let told = (self.told)(&tls);
         let reloaded = self.server.reload().await.map_err(|error| error.to_string());
         told.and(reloaded).map_err(|error| {
             let text =
                 format!("{error}; the files are changed, and are in force when the hub is started again");
-            internal("EW-CA-IN-FORCE", text)
-        })
+            Refusal::new(500, "EW-CA-IN-FORCE", text)
+        })?;
+        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        Ok(())
     }
 }

@@ -227,6 +227,9 @@ impl Rim<Identity> for IdentityRim {
     }
 
     async fn watch(&self, _bus: &Handles, tell: mpsc::Sender<Done>) -> Result<(), String> {
+        if let Err(refusal) = self.keeper.put_in_force().await {
+            tracing::error!(error = refusal.message, "the hub's certificate is not in force");
+        }
         let mut denials = self.server.denials();
         while tell.send(Done::Denied(denials.next().await)).await.is_ok() {}
         Ok(())

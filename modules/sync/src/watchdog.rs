@@ -10,6 +10,8 @@
 //! * a link over which nothing comes for [`DEAD_MS`]: it is dropped, and made anew
 //! * a link over which something comes (pings, say) but no answer for [`DEAF_MS`]: interest was lost on the way; the same
 
+use std::mem::discriminant;
+
 use bus::server::{LinkFacts, Refusal};
 use schemas::Timestamp;
 
@@ -114,11 +116,9 @@ impl Watchdog {
         self.missing_since.get_or_insert(now);
         if let Some(refusal) = &facts.refusal {
             let told = self.refused.replace(refusal.clone());
-            return if told.as_ref() == Some(refusal) {
-                Verdict::Leave
-            } else {
-                Verdict::Refused(refusal.clone())
-            };
+            // Of one kind once: the words may tell the time.
+            let same = told.is_some_and(|told| discriminant(&told) == discriminant(refusal));
+            return if same { Verdict::Leave } else { Verdict::Refused(refusal.clone()) };
         }
         if !facts.reachable || !self.may_have_given_up(now) {
             return Verdict::Leave;

@@ -192,7 +192,7 @@ impl Sync {
             }
             Verdict::Refused(Refusal::OfHub(why)) => {
                 let text = format!(
-                    "EW-LINK-UNTRUSTED: the certificate at the hub's address is not by an authority that this node knows ({why}); \
+                    "EW-LINK-UNTRUSTED: this node does not trust the certificate that is shown at the hub's address ({why}); \
                      what runs here runs on; if the hub's authority was changed while this node was away, make it known by \
                      joining again, with the keys that are here: edgewire join TOKEN; if it was not, somebody stands between"
                 );
