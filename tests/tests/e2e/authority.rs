@@ -57,7 +57,7 @@ impl Watch {
         eventually("the watch has begun", TIMEOUT_S, async || {
             cluster.kubectl(&["delete", "configmap", "first", "--ignore-not-found"]).await?.ok()?;
             cluster.kubectl_ok(&["create", "configmap", "first"]).await?;
-            Ok(this.has("first")?)
+            this.has("first")
         })
         .await?;
         Ok(this)
