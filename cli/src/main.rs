@@ -7,6 +7,7 @@
 mod api;
 mod ask;
 mod audit;
+mod ca;
 mod check;
 mod decode;
 mod diverged;
@@ -91,6 +92,12 @@ enum Command {
     /// List the machines that have joined, have one change its keys, shut one out
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// List the hub's authorities, and have another take the present one's place
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
+    /// List and renew the certificate that the hub's servers show
+    #[command(subcommand)]
+    Certificate(ca::CertificateCommand),
     /// List the modules of the hub and of every node: state, restarts, flows
     Modules(modules::ModulesArgs),
     /// List what nodes have and the hub does not, after the hub came back older than they are
@@ -223,6 +230,8 @@ async fn perform(command: Command, screen: &mut Screen, notices: &Notices) -> Ou
         Command::Req(args) => publish::request(args, screen, notices).await,
         Command::Nodes(args) => nodes::run(args, screen).await,
         Command::Node(command) => node::run(command, screen).await,
+        Command::Ca(command) => ca::ca(command, screen).await,
+        Command::Certificate(command) => ca::certificate(command, screen).await,
         Command::Modules(args) => modules::run(args, screen, notices).await,
         Command::Audit(args) => audit::run(args, screen).await,
         Command::Loss(args) => loss::run(args, screen).await,

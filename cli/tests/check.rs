@@ -131,8 +131,7 @@ struct Keys {
 fn keys() -> Keys {
     let dir = tempfile::tempdir().unwrap();
     let tls = Tls::load_or_create(dir.path(), &[]).unwrap();
-    let cert = std::fs::read_to_string(&tls.cert_file).unwrap();
-    let key = std::fs::read_to_string(&tls.key_file).unwrap();
+    let (cert, key) = (tls.server_pem.clone(), tls.server_pem.clone());
     let chain = |pem: &str| CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect();
     let api = acceptor(chain(&format!("{cert}{}", tls.ca_pem)), &key);
     Keys { fingerprint: tls.fingerprint.clone(), api, leaf: acceptor(chain(&cert), &key) }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use bus::proxy::{authority, with_port};
 use clap::{Parser, Subcommand};
+use identity::authority::RENEW_AFTER_DAYS;
 use serde::Deserialize;
 
 /// Where the API listens unless told.
@@ -14,6 +15,9 @@ pub const API_PORT: u16 = 6443;
 pub const BUS_PORT: u16 = 4222;
 /// Where nodes connect unless told.
 pub const LEAF_PORT: u16 = 7422;
+
+/// The longest age at which a certificate is made anew.
+const RENEW_DAYS_MAX: u64 = 3650;
 
 /// Runs an Edgewire hub, or backs one up and restores it.
 #[derive(Debug, Parser)]
@@ -126,6 +130,9 @@ pub struct Args {
     /// Name or address by which nodes and tools reach this hub; may be given several times, the first is preferred
     #[arg(long, env = "EDGEWIRE_HUB_ADVERTISE", value_name = "HOST", value_delimiter = ',')]
     pub advertise: Vec<String>,
+    /// Make the servers a new key and certificate after so many days [default: 90]
+    #[arg(long, env = "EDGEWIRE_HUB_CERTIFICATE_RENEW_DAYS", value_name = "DAYS")]
+    pub certificate_renew_days: Option<u64>,
     /// Where to write the kubeconfig [default: DATA_DIR/kubeconfig]
     #[arg(long, env = "EDGEWIRE_HUB_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
@@ -148,6 +155,7 @@ struct File {
     leaf_wss: Option<SocketAddr>,
     urls: Vec<String>,
     advertise: Vec<String>,
+    certificate_renew_days: Option<u64>,
     kubeconfig: Option<PathBuf>,
     nats_server: Option<PathBuf>,
     log_format: Option<String>,
@@ -174,6 +182,8 @@ pub struct Config {
     pub names: Vec<String>,
     /// By which others reach this hub; never empty.
     pub advertise: Vec<String>,
+    /// After so many days the servers get another certificate.
+    pub certificate_renew_days: u64,
     /// Where to write it.
     pub kubeconfig: PathBuf,
     /// The server to run.
@@ -227,7 +237,12 @@ impl Config {
             Some("json") => true,
             Some(other) => bail!("EW-CONFIG: log format {other:?} is neither \"human\" nor \"json\""),
         };
+        let days = args.certificate_renew_days.or(file.certificate_renew_days).unwrap_or(RENEW_AFTER_DAYS);
+        if !(1..=RENEW_DAYS_MAX).contains(&days) {
+            bail!("EW-CONFIG: certificate_renew_days {days} is not 1 to {RENEW_DAYS_MAX}");
+        }
         Ok(Self {
+            certificate_renew_days: days,
             kubeconfig: args.kubeconfig.or(file.kubeconfig).unwrap_or_else(|| data_dir.join("kubeconfig")),
             data_dir,
             api_listen,

@@ -15,6 +15,7 @@ use bus::provision::{self, Place};
 use bus::proxy::with_port;
 use bus::runner::Spec;
 use bus::server::{HubConfig, HubServer, ServerError};
+use identity::keeper::Keeper;
 use identity::{Addresses, IdentityRim};
 use ledger::{Ledger, LedgerRim, Streams};
 use schemas::subject;
@@ -80,10 +81,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::error!(broken, "the hub's store was replaced; it holds nothing that is not rebuilt");
     }
     let mut host = Host::new(connector, durable, &stop);
-    modules(&mut host, &config, &keys, &server, &tls, &boot_id, &streams)?;
     let token = access::token(&config.data_dir)?;
     access::write_kubeconfig(&config, &tls, &token, config.api_listen.port())?;
-    serve(&mut host, &config, &tls, token)?;
+    let certificate = api::Certificate::new(&(tls.server_pem.clone() + &tls.ca_pem), &tls.server_pem)?;
+    let keeper = keeper(&config, tls, &server, &token, certificate.clone());
+    modules(&mut host, &config, &keys, &server, &Arc::new(keeper), &boot_id, &streams);
+    serve(&mut host, &config, certificate, token);
     tracing::info!(
         api = %config.api_listen,
         leafs = %config.leaf_listen,
@@ -137,27 +140,26 @@ fn modules(
     config: &Config,
     keys: &Arc<HubKeys>,
     server: &Arc<HubServer>,
-    tls: &Tls,
+    keeper: &Arc<Keeper>,
     boot_id: &str,
     streams: &Streams,
-) -> anyhow::Result<()> {
+) {
     let first = config.advertise.first().map_or("127.0.0.1", String::as_str);
     let addresses = Addresses {
         api: config.api_urls.clone(),
         leafs: config.leaf_urls.clone(),
         bus: format!("tls://{}", with_port(first, config.bus_listen.port())),
     };
-    let (keys, server) = (keys.clone(), server.clone());
-    let (ca_pem, ca_sha256) = (tls.ca_pem.clone(), tls.fingerprint.clone());
+    let (keys, server, keeper) = (keys.clone(), server.clone(), keeper.clone());
+    let renew_after_ms = config.certificate_renew_days * 24 * 3_600_000;
     host.module(spec(identity::NAME, identity::flows()), move || {
         let rim = IdentityRim {
             keys: keys.clone(),
             server: server.clone(),
-            ca_pem: ca_pem.clone(),
-            ca_sha256: ca_sha256.clone(),
+            keeper: keeper.clone(),
             addresses: addresses.clone(),
         };
-        (identity::decide::Identity::default(), rim)
+        (identity::decide::Identity::new(keeper.facts(), renew_after_ms), rim)
     });
     let (hub_boot_id, seed) = (boot_id.to_owned(), boot_id.to_owned());
     host.module(spec("nodes", nodes::flows()), move || {
@@ -181,23 +183,36 @@ fn modules(
     host.module(spec(ledger::NAME, ledger::flows()), move || {
         (Ledger::new(epoch.clone(), streams.clone()), LedgerRim)
     });
-    Ok(())
 }
 
-fn serve(host: &mut Host, config: &Config, tls: &Tls, token: String) -> anyhow::Result<()> {
-    let read = |path: &std::path::Path| {
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-    };
+/// Keeps the certificates, and tells the API and who reads the kubeconfig when they change.
+fn keeper(
+    config: &Config,
+    tls: Tls,
+    server: &Arc<HubServer>,
+    token: &str,
+    certificate: api::Certificate,
+) -> Keeper {
+    let (told_config, token) = (config.clone(), token.to_owned());
+    let told = Box::new(move |tls: &Tls| {
+        // The authorities too: whoever joins finds the one in the list whose fingerprint stands in the token.
+        let chain = tls.server_pem.clone() + &tls.ca_pem;
+        certificate.replace(&chain, &tls.server_pem).map_err(|error| error.to_string())?;
+        let written = access::write_kubeconfig(&told_config, tls, &token, told_config.api_listen.port());
+        written.map_err(|error| format!("{error:#}"))
+    });
+    Keeper::new(config.data_dir.join("tls"), config.advertise.clone(), tls, server.clone(), told)
+}
+
+fn serve(host: &mut Host, config: &Config, certificate: api::Certificate, token: String) {
     let serving = api::Config {
         listen: config.api_listen,
-        certificate_pem: read(&tls.cert_file)? + &tls.ca_pem,
-        key_pem: read(&tls.key_file)?,
+        certificate,
         tokens: vec![api::Token { secret: token, user: "edgewire-admin".to_owned() }],
     };
     host.module(spec(api::NAME, api::flows()), move || {
         (api::ApiModule, api::ApiRim { config: serving.clone() })
     });
-    Ok(())
 }
 
 fn spec(name: &'static str, flows: Vec<bus::flow::Flow>) -> Spec {

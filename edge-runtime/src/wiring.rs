@@ -217,9 +217,9 @@ fn modules(
     host.module(spec(credentials::NAME, credentials::flows()), move || {
         (Credentials::new(name.clone()), CredentialsRim(server.clone()))
     });
-    let (name, data_dir) = (node.clone(), config.data_dir.clone());
+    let (name, data_dir, server) = (node.clone(), config.data_dir.clone(), leaf.clone());
     host.module(spec(identity::edge::NAME, identity::edge::flows(node)), move || {
-        let rim = MembershipRim { node: name.clone(), data_dir: data_dir.clone() };
+        let rim = MembershipRim { node: name.clone(), data_dir: data_dir.clone(), server: server.clone() };
         (Membership::new(name.clone()), rim)
     });
     let runtime = runtime_config(config);

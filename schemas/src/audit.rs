@@ -28,7 +28,8 @@ pub struct AuditRecord {
     /// Who; empty when nobody said so.
     pub user: String,
     /// What, as Kubernetes calls it (`create`, `update`, `patch`, `delete`, `exec`), or `join`, `token.create`,
-    /// `token.delete`, `node.revoke`, `bus` (a login for the bus), `publish`, `subscribe`, `connect`.
+    /// `token.delete`, `node.revoke`, `node.rotate`, `ca.roll`, `ca.finish`, `certificate.renew`, `bus` (a login for the bus),
+    /// `publish`, `subscribe`, `connect`.
     pub verb: String,
     /// To what: `pods/demo/sensor`, `nodes/edge-a`, a subject.
     pub object: String,

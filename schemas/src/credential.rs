@@ -65,16 +65,38 @@ pub struct NodeRecord {
     /// The keys before its own: revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired: Option<NodeKeys>,
+    /// Fingerprints of the authorities that its server trusts, as it said last; empty before it did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusts: Vec<String>,
 }
 
 /// The public keys of a node's two users. Question `ew.req.<node>.identity.renew` (answered with [`Enrolled`]: the keys are
-/// signed beside the present ones) and `ew.req.<node>.identity.holding` (these are what the node connects with next).
+/// signed beside the present ones).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeKeys {
     /// Its user in CONTROL.
     pub control_key: String,
     /// Its user in WORK.
     pub work_key: String,
+}
+
+/// What a node connects with next, and whom it trusts. Question `ew.req.<node>.identity.holding`, answered with [`Heard`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// Its keys.
+    #[serde(flatten)]
+    pub keys: NodeKeys,
+    /// Fingerprints of the authorities that its server trusts now; absent from nodes that do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trusts: Option<Vec<String>>,
+}
+
+/// The answer to [`Holding`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// The hub's authorities (PEM), when they are others than those that the node trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_pem: Option<String>,
 }
 
 impl NodeRecord {
@@ -116,7 +138,7 @@ fn once() -> u32 {
 pub struct JoinToken {
     /// The hub's API addresses, `https://host:port`.
     pub hubs: Vec<String>,
-    /// SHA-256 of the hub's CA certificate (DER), hex: what the joining node trusts.
+    /// SHA-256 of the certificate (DER) of one of the hub's authorities, hex: what the joining node trusts.
     pub ca_sha256: String,
     /// Public part.
     pub id: String,
@@ -156,6 +178,6 @@ pub struct Enrolled {
     /// there were any would hand both to its server, which takes no mixture.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wss_urls: Vec<String>,
-    /// The hub's CA (PEM).
+    /// The hub's authorities (PEM).
     pub ca_pem: String,
 }

@@ -10,7 +10,8 @@ use schemas::Timestamp;
 use schemas::backup::{FORMAT, Item, Manifest, StreamSummary};
 use schemas::command::{Frame, OpenExec, OpenLogs, Refusal, Reply};
 use schemas::credential::{
-    Enroll, Enrolled, Issue, Issued, JoinToken, NewToken, NodeRecord, TokenRecord, Withdraw,
+    Enroll, Enrolled, Heard, Holding, Issue, Issued, JoinToken, NewToken, NodeKeys, NodeRecord, TokenRecord,
+    Withdraw,
 };
 use schemas::desired::{
     Content, Desired, Diverged, DivergedObject, Epoch, GetPage, GetRequest, Lineage, ListEntry, ListPage,
@@ -211,8 +212,13 @@ fn credentials_keep_their_form() {
             revoked: None,
             next: None,
             retired: None,
+            trusts: vec![],
         },
     );
+    let keys = NodeKeys { control_key: "UC".into(), work_key: "UW".into() };
+    sample("NodeKeys", &keys);
+    sample("Holding", &Holding { keys, trusts: Some(vec!["00".into()]) });
+    sample("Heard", &Heard { ca_pem: Some("p".into()) });
     sample(
         "AuditRecord",
         &schemas::audit::AuditRecord {

@@ -8,7 +8,7 @@ use schemas::name::NodeName;
 use serde::{Deserialize, Serialize};
 
 use super::files::{make_private_dir, read_text, write_text};
-use super::{IdentityError, jwt};
+use super::{IdentityError, fingerprints, jwt};
 use crate::proxy::Proxy;
 use crate::server::HubLink;
 
@@ -43,6 +43,10 @@ pub struct Keys {
 
 /// What the seed files of keys are called that the hub has not taken yet.
 const NEXT: &str = ".next";
+/// The hub's authorities.
+const CA: &str = "ca.crt";
+/// So many authorities are trusted at most: the present one and the next, with room.
+const AUTHORITIES_MAX: usize = 8;
 const CONTROL: &str = "control";
 const WORK: &str = "work";
 
@@ -106,7 +110,7 @@ pub fn save(
         let seed = key.seed().map_err(|error| IdentityError::key("the node's key", error))?;
         Ok(jwt::creds(token, &seed))
     };
-    write_text(&dir.join("ca.crt"), &enrolled.ca_pem)?;
+    trust(data_dir, &enrolled.ca_pem)?;
     write_text(&dir.join("control.creds"), &creds(&enrolled.control_jwt, &keys.control)?)?;
     write_text(&dir.join("work.creds"), &creds(&enrolled.work_jwt, &keys.work)?)?;
     let (leaf_urls, wss_urls) = (enrolled.leaf_urls, enrolled.wss_urls);
@@ -114,6 +118,16 @@ pub fn save(
     let text = serde_json::to_string_pretty(&membership).unwrap_or_default();
     write_text(&dir.join("membership.json"), &text)?;
     keys.taken(data_dir)
+}
+
+/// Replaces the hub's authorities (PEM). What holds none, or too many, is refused: nothing could be reached with it.
+pub fn trust(data_dir: &Path, ca_pem: &str) -> Result<(), IdentityError> {
+    let trusted = fingerprints(ca_pem)?;
+    if trusted.is_empty() || trusted.len() > AUTHORITIES_MAX {
+        let text = format!("{} authorities, not 1 to {AUTHORITIES_MAX}", trusted.len());
+        return Err(IdentityError::tls("the hub's authorities", text));
+    }
+    write_text(&dir(data_dir).join(CA), ca_pem)
 }
 
 /// The keys that the credentials on disk stand for.
@@ -149,7 +163,7 @@ pub fn load(data_dir: &Path) -> Result<Option<(Membership, HubLink)>, IdentityEr
         .map_err(|error| IdentityError::Membership(path.display().to_string(), error.to_string()))?;
     let link = HubLink {
         urls: [membership.leaf_urls.as_slice(), &membership.wss_urls].concat(),
-        ca_file: dir.join("ca.crt"),
+        ca_file: dir.join(CA),
         control_creds: dir.join("control.creds"),
         work_creds: dir.join("work.creds"),
         proxy: membership.proxy.clone(),

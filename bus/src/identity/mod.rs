@@ -8,9 +8,10 @@
 //! * [`HubKeys`] the hub's keys on disk, users, revocation
 //! * [`Permissions`], [`node_permissions`] allow-lists
 //! * [`membership`] what enrolment leaves on a node's disk
-//! * [`Tls`] the hub's certificate authority and server certificate
+//! * [`Tls`] the hub's certificate authorities and server certificate
 
 mod allow;
+mod authority;
 mod files;
 pub mod jwt;
 mod keys;
@@ -18,10 +19,11 @@ pub mod membership;
 mod tls;
 
 pub use allow::{Permissions, RESPONSES_MAX, RESPONSES_TTL, node_permissions};
+pub use authority::{fingerprint, fingerprints};
 pub(crate) use files::make_private_dir;
 pub use files::write_private;
 pub use keys::{HubKeys, REVOCATIONS_MAX};
-pub use tls::{Tls, fingerprint};
+pub use tls::{AuthorityFacts, CertificateFacts, Tls};
 
 use std::path::{Path, PathBuf};
 

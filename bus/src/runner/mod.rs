@@ -5,6 +5,7 @@
 //! acknowledge a delivery only when all of its own effects succeeded. Whatever fails here fails the incarnation; the
 //! [host](crate::host) starts another.
 
+mod clock;
 mod sources;
 
 use std::collections::VecDeque;
@@ -65,6 +66,12 @@ pub enum RunError {
         /// Why.
         cause: String,
     },
+    /// The machine's clock was set back: see [`clock`].
+    #[error("EW-CLOCK-BACK: the machine's clock was set back by {} s; the module begins anew with it", .by_ms / 1000)]
+    Clock {
+        /// By how much.
+        by_ms: u64,
+    },
 }
 
 /// How long acts may go on after the stop signal.
@@ -116,6 +123,7 @@ pub async fn run<M: Module, R: Rim<M>>(
     let mut tick = tokio::time::interval(spec.tick);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut inputs = Vec::with_capacity(SLICE_MAX);
+    let mut clock = clock::Clock::now();
     running();
     loop {
         let written = work.carry_out(std::mem::take(&mut slice), &mut part, &owes).await?;
@@ -147,7 +155,12 @@ pub async fn run<M: Module, R: Rim<M>>(
                 }
             }
             failed = &mut paying => return Err(failed.into()),
-            _ = tick.tick() => slice.push((module.apply(Input::Tick, Timestamp::now()), None)),
+            _ = tick.tick() => {
+                if let Some(by_ms) = clock.look() {
+                    return Err(RunError::Clock { by_ms });
+                }
+                slice.push((module.apply(Input::Tick, Timestamp::now()), None));
+            }
             count = fed.recv_many(&mut inputs, SLICE_MAX) => {
                 if count == 0 {
                     break;

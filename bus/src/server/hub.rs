@@ -1,7 +1,7 @@
 //! The hub's server: operator mode, TLS for clients and leafs, JetStream domain `hub`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ const BATCHES_PER_STREAM_MAX: u32 = 1000;
 const BATCHES_MAX: u32 = 4000;
 /// A line of the protocol. CONNECT is one, and holds the user token with its allow-lists; the default is 4 KiB.
 const CONTROL_LINE_MAX_BYTES: u32 = 32 * 1024;
+/// A reload is waited for so long; a server that is down takes longer.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// TLS over a 64 kbit/s link takes its time.
 const TLS_TIMEOUT_S: u32 = 10;
 
@@ -52,6 +54,8 @@ pub struct HubConfig {
 #[derive(Debug)]
 pub struct HubServer {
     supervisor: Supervisor,
+    config: HubConfig,
+    server_file: PathBuf,
     keys: Arc<HubKeys>,
     probe: Probe,
     files: Files,
@@ -63,14 +67,12 @@ impl HubServer {
     pub async fn start(config: HubConfig, keys: Arc<HubKeys>, tls: &Tls) -> Result<Self, ServerError> {
         let binary = Binary::find(config.binary.as_deref()).await?;
         let files = Files { dir: config.data_dir.clone(), name: binary::NAME };
-        let text = server_config(&config, &files, &keys, tls);
+        let text = server_config(&config, &files, &keys, &tls.server_file);
         let probe = Probe {
             url: format!("tls://{}", reachable(config.listen)),
             ca_file: Some(tls.ca_file.clone()),
             login: Login::Creds(keys.sys_creds("supervisor")?),
         };
-        let certificate = std::fs::read_to_string(&tls.cert_file);
-        let certificate = certificate.map_err(|source| ServerError::io(&tls.cert_file, source))?;
         // Accounts' tokens change with each revocation and are pushed to the running server.
         let mut fixed = text.clone();
         if let Value::Object(fields) = &mut fixed {
@@ -78,7 +80,8 @@ impl HubServer {
         }
         let plan = Plan {
             name: "hub".to_owned(),
-            digest: digest(&[&binary.version, &certificate, &fixed.to_string()]),
+            // Nor is another certificate: an adopted server reads its files again.
+            digest: digest(&[&binary.version, &fixed.to_string()]),
             binary,
             files: files.clone(),
             config: text,
@@ -86,17 +89,36 @@ impl HubServer {
             listen: [config.listen, config.leaf_listen].into_iter().chain(config.leaf_wss_listen).collect(),
             probe: probe.clone(),
         };
-        Ok(Self { supervisor: Supervisor::start(plan).await?, keys, probe, files })
+        let server_file = tls.server_file.clone();
+        Ok(Self { supervisor: Supervisor::start(plan).await?, config, server_file, keys, probe, files })
     }
 
     /// Waits until it takes connections and knows every revocation.
     pub async fn ready(&self, timeout: Duration) -> Result<(), ServerError> {
         self.supervisor.ready(timeout).await?;
+        self.push_accounts().await
+    }
+
+    async fn push_accounts(&self) -> Result<(), ServerError> {
         let sys = self.sys_client().await?;
         for account in [Account::Control, Account::Work] {
             self.keys.push(&sys, account).await?;
         }
         Ok(())
+    }
+
+    /// Has the server show the certificate that its file holds now. Connections that stand go on; one whose handshake meets
+    /// this is refused once (measured) and comes again.
+    pub async fn reload(&self) -> Result<(), ServerError> {
+        let text = server_config(&self.config, &self.files, &self.keys, &self.server_file);
+        let in_force = self.supervisor.enqueue_reload(text).await?;
+        match tokio::time::timeout(RELOAD_TIMEOUT, in_force).await {
+            Ok(outcome) => outcome.unwrap_or(Err(ServerError::Stopped))?,
+            // It is down: what its files say is in force once it is up.
+            Err(_) => return self.supervisor.ready(Duration::ZERO).await,
+        }
+        // A revocation may have been made between the reading of the accounts and the reload.
+        self.push_accounts().await
     }
 
     /// Where it stands.
@@ -138,9 +160,9 @@ impl HubServer {
     }
 }
 
-fn server_config(config: &HubConfig, files: &Files, keys: &HubKeys, tls: &Tls) -> Value {
+fn server_config(config: &HubConfig, files: &Files, keys: &HubKeys, server_file: &Path) -> Value {
     let tls = json!({
-        "cert_file": tls.cert_file, "key_file": tls.key_file, "timeout": TLS_TIMEOUT_S, "min_version": "1.3",
+        "cert_file": server_file, "key_file": server_file, "timeout": TLS_TIMEOUT_S, "min_version": "1.3",
     });
     let preload: Map<String, Value> =
         keys.accounts().into_iter().map(|(key, token)| (key, json!(token))).collect();

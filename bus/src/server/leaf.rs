@@ -75,6 +75,8 @@ struct State {
     users: Users,
     /// Which way the link goes.
     way: Way,
+    /// What stood in the file of the hub's authorities when the server was last told to read it.
+    authorities: String,
 }
 
 impl LeafServer {
@@ -84,7 +86,9 @@ impl LeafServer {
         let users = Users::load(&config.data_dir)?;
         let url = format!("nats://{}", reachable(config.listen));
         let way = config.hub.as_ref().map_or(Way::Tls, |hub| hub.last(&config.data_dir));
-        let state = State { config, binary, users, way };
+        let mut state = State { config, binary, users, way, authorities: String::new() };
+        // Before the server reads it: it knows this or a later one. An adopted server reads it again too.
+        state.authorities = state.authorities_on_disk();
         let supervisor = Supervisor::start(state.plan()?).await?;
         Ok(Self { supervisor, url, state: Mutex::new(state) })
     }
@@ -222,6 +226,20 @@ impl LeafServer {
         Ok(())
     }
 
+    /// The hub's authorities (PEM) that the server trusts. When the file says others than it did, the server reads it again,
+    /// for its next connection to the hub; those that stand go on (measured). Empty before the node has joined.
+    pub async fn authorities(&self) -> Result<String, ServerError> {
+        let (now, known) = {
+            let state = self.state.lock().await;
+            (state.authorities_on_disk(), state.authorities.clone())
+        };
+        if now != known {
+            self.change(|_| Ok(())).await?;
+            self.state.lock().await.authorities.clone_from(&now);
+        }
+        Ok(now)
+    }
+
     /// Starts the server anew, with the same configuration. For one that has given its links up (see the node's watchdog);
     /// its clients lose their connections for a moment.
     pub async fn restart(&self) -> Result<(), ServerError> {
@@ -293,6 +311,12 @@ impl LeafServer {
 }
 
 impl State {
+    fn authorities_on_disk(&self) -> String {
+        let file =
+            self.config.hub.as_ref().map(|hub| std::fs::read_to_string(&hub.ca_file).unwrap_or_default());
+        file.unwrap_or_default()
+    }
+
     fn files(&self) -> Files {
         Files { dir: self.config.data_dir.clone(), name: binary::NAME }
     }

@@ -26,8 +26,17 @@ pub struct LinkFacts {
     pub ways: Vec<Way>,
     /// Those on which the hub answers. Only tried when asked for: the hub sees it.
     pub open: Option<Vec<Way>>,
-    /// The hub refuses the node's credentials: what the server's log says of the last attempt.
-    pub refusal: Option<String>,
+    /// One end refuses the other: what the server's log says of the last attempt.
+    pub refusal: Option<Refusal>,
+}
+
+/// Who refuses whom, and in whose words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The hub does not take the node's credentials.
+    ByHub(String),
+    /// The node does not trust the certificate that it is shown.
+    OfHub(String),
 }
 
 impl LeafServer {
@@ -79,9 +88,11 @@ impl LeafServer {
     }
 }
 
-/// What the last complaint about a link says, if it is that the hub does not take our credentials. Measured with 2.15.1:
-/// `[ERR] 10.0.0.1:7422 - lid:8 - Leafnode Error 'Authorization Violation'`; the same for a revoked and an unknown user.
-fn refusal(log: &str) -> Option<String> {
+/// What the last complaint about a link says, if it is that one end does not take what the other shows. Measured with 2.15.1:
+/// `[ERR] 10.0.0.1:7422 - lid:8 - Leafnode Error 'Authorization Violation'`, the same for a revoked and an unknown user; and
+/// `[ERR] 10.0.0.1:7422 - lid:8 - TLS leafnode handshake error: tls: failed to verify certificate: x509: certificate signed by
+/// unknown authority`.
+fn refusal(log: &str) -> Option<Refusal> {
     let about_link = |line: &&str| {
         line.contains("[ERR]")
             && ["eafnode Error '", "leafnode handshake error", "connect as leafnode"]
@@ -89,12 +100,16 @@ fn refusal(log: &str) -> Option<String> {
                 .any(|mark| line.contains(mark))
     };
     let last = log.lines().rev().find(about_link)?;
+    let short = |words: &str| words.chars().take(200).collect::<String>();
+    if let Some((_, words)) = last.split_once("x509: ") {
+        return Some(Refusal::OfHub(short(words)));
+    }
     let (_, words) = last.split_once("eafnode Error '")?;
     let words = words.trim_end_matches('\'');
     let refused = ["Authorization", "Authentication", "Revoked", "Expired", "Permissions"]
         .iter()
         .any(|mark| words.contains(mark));
-    refused.then(|| words.chars().take(200).collect())
+    refused.then(|| Refusal::ByHub(short(words)))
 }
 
 #[cfg(test)]
@@ -105,7 +120,12 @@ mod tests {
     fn a_refusal_is_told_from_a_link_that_cannot_be_made() {
         let refused = "[1] 2026/11/22 12:48:38.2 [ERR] 10.0.0.1:7422 - lid:8 - Leafnode Error 'Authorization Violation'\n\
                        [1] 2026/11/22 12:48:38.2 [INF] 10.0.0.1:7422 - lid:8 - Leafnode connection closed: Client Closed\n";
-        assert_eq!(refusal(refused).as_deref(), Some("Authorization Violation"));
+        assert_eq!(refusal(refused), Some(Refusal::ByHub("Authorization Violation".into())));
+        let unknown = format!(
+            "{refused}[1] x [ERR] 10.0.0.1:7422 - lid:9 - TLS leafnode handshake error: tls: failed to verify certificate: x509: certificate signed by unknown authority\n"
+        );
+        let words = "certificate signed by unknown authority".to_owned();
+        assert_eq!(refusal(&unknown), Some(Refusal::OfHub(words)));
         let reset =
             format!("{refused}[1] x [ERR] 10.0.0.1:7422 - lid:9 - TLS leafnode handshake error: EOF\n");
         assert_eq!(refusal(&reset), None, "the last attempt counts");

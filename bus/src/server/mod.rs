@@ -28,7 +28,7 @@ pub mod way;
 pub use denials::{Denial, Denials};
 pub use hub::{HubConfig, HubServer};
 pub use leaf::{LeafConfig, LeafServer, Link};
-pub use look::LinkFacts;
+pub use look::{LinkFacts, Refusal};
 pub use users::{USERS_MAX, User};
 pub use way::{HubLink, Way};
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use bus::identity::{HubKeys, Tls, fingerprint};
+use bus::identity::{HubKeys, Tls};
 use bus::module::Account;
 use bus::provision;
 use bus::server::child::{Files, Record};
@@ -78,12 +78,7 @@ async fn look(server: &HubServer, keys: Arc<HubKeys>, tls: &Tls) -> anyhow::Resu
 
 /// The certificates as they lie there: not made anew for the names of this machine.
 fn tls(dir: &Path) -> anyhow::Result<Tls> {
-    let file = |name: &str| dir.join("tls").join(name);
-    let ca_file = file("ca.crt");
-    let ca_pem =
-        std::fs::read_to_string(&ca_file).with_context(|| format!("cannot read {}", ca_file.display()))?;
-    let fingerprint = fingerprint(&ca_pem)?;
-    Ok(Tls { ca_file, cert_file: file("server.crt"), key_file: file("server.key"), ca_pem, fingerprint })
+    Ok(Tls::read(&dir.join("tls"))?)
 }
 
 /// Removes a directory that a backup or a restore worked in, also when its server was left running by a kill.
@@ -99,5 +94,5 @@ pub async fn remove(dir: &Path) -> std::io::Result<()> {
 
 /// Fingerprint of the authority in `dir`.
 pub fn authority(dir: &Path) -> anyhow::Result<String> {
-    Ok(tls(dir)?.fingerprint)
+    Ok(tls(dir)?.present.fingerprint)
 }

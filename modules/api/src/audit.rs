@@ -112,6 +112,9 @@ fn edgewire(method: &Method, path: &str) -> Option<(&'static str, String, bool)>
         (&Method::DELETE, ["tokens", id]) => ("token.delete", format!("tokens/{id}"), true),
         (&Method::POST, ["nodes", name, "revoke"]) => ("node.revoke", format!("nodes/{name}"), true),
         (&Method::POST, ["nodes", name, "rotate"]) => ("node.rotate", format!("nodes/{name}"), true),
+        (&Method::POST, ["ca", "roll"]) => ("ca.roll", "ca".to_owned(), true),
+        (&Method::POST, ["ca", "finish"]) => ("ca.finish", "ca".to_owned(), true),
+        (&Method::POST, ["certificate", "renew"]) => ("certificate.renew", "certificate".to_owned(), true),
         (&Method::GET, ["bus"]) => ("bus", String::new(), true),
         _ => ("get", parts.join("/"), false),
     })
@@ -178,6 +181,11 @@ mod tests {
             (Method::GET, "/edgewire/v1/tokens", 200, None),
             (Method::DELETE, "/edgewire/v1/tokens/x", 200, Some(("token.delete", "tokens/x"))),
             (Method::POST, "/edgewire/v1/nodes/n1/revoke", 200, Some(("node.revoke", "nodes/n1"))),
+            (Method::POST, "/edgewire/v1/ca/roll", 200, Some(("ca.roll", "ca"))),
+            (Method::POST, "/edgewire/v1/ca/finish", 200, Some(("ca.finish", "ca"))),
+            (Method::POST, "/edgewire/v1/ca/finish", 409, None),
+            (Method::GET, "/edgewire/v1/ca", 200, None),
+            (Method::POST, "/edgewire/v1/certificate/renew", 200, Some(("certificate.renew", "certificate"))),
             (Method::GET, "/edgewire/v1/bus", 200, Some(("bus", ""))),
         ] {
             let want = want.map(|(verb, object)| (verb.to_owned(), object.to_owned()));

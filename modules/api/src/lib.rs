@@ -10,6 +10,7 @@
 pub mod audit;
 pub mod auth;
 pub mod cache;
+pub mod certificate;
 pub mod defaults;
 pub mod discovery;
 pub mod edge;
@@ -36,6 +37,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub use auth::Token;
+pub use certificate::Certificate;
 pub use edge::{ByteStream, EdgeStreams, Identity};
 pub use rim::{ApiModule, ApiRim, NAME, flows};
 pub use server::{ServeError, Server};
@@ -45,10 +47,8 @@ pub use server::{ServeError, Server};
 pub struct Config {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Certificate chain, PEM.
-    pub certificate_pem: String,
-    /// Its private key, PEM.
-    pub key_pem: String,
+    /// What it shows.
+    pub certificate: Certificate,
     /// Who may ask.
     pub tokens: Vec<Token>,
 }

@@ -14,7 +14,6 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
 
 use crate::handlers::Api;
@@ -179,23 +178,12 @@ async fn serve(socket: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Cancell
 }
 
 fn acceptor(config: &Config) -> Result<TlsAcceptor, ServeError> {
-    let bad = |error: &dyn std::fmt::Display| ServeError::Certificate(error.to_string());
-    let chain: Vec<CertificateDer<'static>> = rustls_pemfile::certs(&mut config.certificate_pem.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|error| bad(&error))?;
-    if chain.is_empty() {
-        return Err(bad(&"there is no CERTIFICATE block in the PEM"));
-    }
-    let key: PrivateKeyDer<'static> = rustls_pemfile::private_key(&mut config.key_pem.as_bytes())
-        .map_err(|error| bad(&error))?
-        .ok_or_else(|| bad(&"there is no private key block in the PEM"))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut tls = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| bad(&error))?
+        .map_err(|error| ServeError::Certificate(error.to_string()))?
         .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| bad(&error))?;
+        .with_cert_resolver(config.certificate.resolver());
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(tls)))
 }

@@ -223,7 +223,8 @@ impl PodState {
             }
             Phase::Ended(ended) => {
                 let restart = record.replaced || self.restarts(name, ended.code);
-                let due = record.replaced || self.restart_at(record, ended) <= now;
+                // One that ended in time to come did so by another clock: nobody waits for that.
+                let due = record.replaced || self.restart_at(record, ended) <= now || ended.finished_at > now;
                 let retried = self.failures.get(name).is_none_or(|failure| failure.retry_at <= now);
                 (restart && due && retried).then(|| start(record.attempt.saturating_add(1)))
             }

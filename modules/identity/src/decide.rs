@@ -8,12 +8,13 @@ use bus::server::Denial;
 use schemas::Timestamp;
 use schemas::audit::Thinned;
 use schemas::command::{Refusal, Reply};
-use schemas::credential::{Enroll, NewToken, NodeRecord, TokenRecord};
+use schemas::credential::{Enroll, Heard, NewToken, NodeRecord, TokenRecord};
 use schemas::subject;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::NAME;
+use crate::authority::{Authorities, Change, Facts};
 
 /// The longest life of a token.
 const TTL_MAX_S: u64 = 30 * 24 * 3600;
@@ -35,9 +36,11 @@ pub enum Act {
     /// Sign a tool's credentials.
     Bus(Message),
     /// Shut out the keys that this node had before, and answer when somebody asked.
-    Retire(Option<Message>, Box<NodeRecord>),
+    Retire(Option<(Message, Heard)>, Box<NodeRecord>),
     /// Shut this node's keys out, and answer when somebody asked for it.
     Revoke(Option<Message>, NodeRecord),
+    /// Change the authorities or the certificate; nobody asked when it is by age.
+    Change(Option<Message>, Change),
 }
 
 /// What the rim tells.
@@ -51,6 +54,8 @@ pub enum Done {
     Denied(Vec<Denial>),
     /// A node's old keys are shut out; the answer for the node that asked.
     Retired(Option<(Message, Answer)>, Box<NodeRecord>),
+    /// What became of an [`Act::Change`], and how the files stand now.
+    Changed(Option<Message>, Change, Result<(), Refusal>, Box<Facts>),
 }
 
 /// What waits for a write.
@@ -60,7 +65,7 @@ pub(crate) enum Waiting {
     UseOf(Message, Box<Enroll>),
     NodeOf(Message, Box<Enroll>),
     Revoked(Message, NodeRecord),
-    Promoted(Message, Box<NodeRecord>),
+    Promoted(Message, Box<NodeRecord>, Heard),
 }
 
 /// The module.
@@ -74,6 +79,7 @@ pub struct Identity {
     refusals: Thinned,
     /// Nodes that were told to renew their keys, and who waits for it until when.
     pub(crate) rotating: BTreeMap<String, (Message, Timestamp)>,
+    pub(crate) authorities: Authorities,
 }
 
 pub(crate) type Effects = Vec<Effect<Act>>;
@@ -163,6 +169,13 @@ impl Identity {
             }
             "node.revoke" => self.revoke_node(message, now, effects)?,
             "node.rotate" => self.rotate_node(message, now, effects)?,
+            "ca.list" => effects.extend(Effect::reply(&message, &Answer::Ok(self.list_authorities()?))),
+            "ca.roll" => self.change(Change::Roll, message, effects)?,
+            "ca.finish" => self.change(Change::Finish, message, effects)?,
+            "certificate.list" => {
+                effects.extend(Effect::reply(&message, &Answer::Ok(self.list_certificates()?)));
+            }
+            "certificate.renew" => self.change(Change::Renew, message, effects)?,
             "bus" => effects.push(Effect::Act(Act::Bus(message))),
             other => return Err(Refusal::new(404, "EW-BAD-REQUEST", format!("no verb {other:?}"))),
         }
@@ -190,14 +203,14 @@ impl Identity {
             (Waiting::Revoked(message, record), Ok(_)) => {
                 effects.push(Effect::Act(Act::Revoke(Some(message), record)));
             }
-            (Waiting::Promoted(message, record), Ok(_)) => {
-                effects.push(Effect::Act(Act::Retire(Some(message), record)));
+            (Waiting::Promoted(message, record, heard), Ok(_)) => {
+                effects.push(Effect::Act(Act::Retire(Some((message, heard)), record)));
             }
             (
                 Waiting::Answer(message, _)
                 | Waiting::UseOf(message, _)
                 | Waiting::NodeOf(message, _)
-                | Waiting::Promoted(message, _)
+                | Waiting::Promoted(message, ..)
                 | Waiting::Revoked(message, _),
                 Err(_),
             ) => effects.extend(Effect::reply(&message, &busy())),
@@ -277,7 +290,15 @@ impl Module for Identity {
             }
             Input::Done(Done::Denied(denials)) => self.denied(denials, now, &mut effects),
             Input::Wrote { token, outcome } => self.wrote(token, &outcome, now, &mut effects),
-            Input::Tick => self.give_up_rotations(now, &mut effects),
+            Input::Done(Done::Changed(asked, change, outcome, facts)) => {
+                effects.extend(self.changed(asked, change, outcome, *facts, now));
+            }
+            Input::Tick => {
+                self.give_up_rotations(now, &mut effects);
+                if self.current {
+                    self.tend(now, &mut effects);
+                }
+            }
             Input::Delivery(_) | Input::Answered { .. } => {}
         }
         effects
@@ -395,6 +416,7 @@ mod tests {
             revoked,
             next: None,
             retired: None,
+            trusts: vec![],
         }
     }
 

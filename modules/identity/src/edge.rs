@@ -5,21 +5,30 @@
 //! which ends the link; the node's server makes it anew with what is on disk. Nothing is remembered: the node says what it
 //! holds at every start, so whatever dies in between ends with one set of keys on both sides.
 //!
-//! In: `ew.cmd.<node>.membership.renew`. Out: `ew.req.<node>.identity.{renew,holding}`. Pure but for [`MembershipRim`].
+//! With its keys it says whom it trusts, and is told the hub's authorities when they are others; the hub asks it to say so
+//! (`say`) while it knows of a difference. It trusts what it is told when its server has read it: only then it says so.
+//!
+//! In: `ew.cmd.<node>.membership.{renew,say}`. Out: `ew.req.<node>.identity.{renew,holding}`. Pure but for [`MembershipRim`].
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bus::connection::Handles;
 use bus::flow::Flow;
+use bus::identity::fingerprints;
 use bus::identity::membership::{self, Keys};
 use bus::module::{Effect, Input, Module, Rim};
+use bus::server::LeafServer;
 use schemas::Timestamp;
 use schemas::command::Reply;
-use schemas::credential::{Enrolled, NodeKeys};
+use schemas::credential::{Enrolled, Heard, Holding, NodeKeys};
 use schemas::name::NodeName;
 use schemas::report::{EventReport, Severity};
 use schemas::subject;
+use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::mpsc;
 
 /// Name of the module.
 pub const NAME: &str = "membership";
@@ -35,6 +44,9 @@ const LOOK_MS: u64 = 600_000;
 /// Keys are not renewed by themselves more often, whatever a clock that jumped says of their age.
 const RENEWALS_MS: u64 = 24 * 3_600_000;
 
+/// The file of the hub's authorities is looked at so often.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(5);
+
 const RENEW: u64 = 1;
 const HOLDING: u64 = 2;
 
@@ -47,17 +59,21 @@ pub enum Act {
     MakeKeys,
     /// Replace the credentials on disk by these, of the new keys.
     Adopt(Box<Enrolled>),
+    /// Trust these authorities (PEM) and no others.
+    Trust(String),
 }
 
 /// What the rim tells.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Done {
-    /// What the credentials on disk stand for; `None` before the node has joined.
-    Holding(Option<(NodeKeys, Timestamp)>),
+    /// What the credentials on disk stand for and whom the node's server trusts; `None` before the node has joined.
+    Holding(Option<(Holding, Timestamp)>),
     /// The new keys' public halves.
     Made(Result<NodeKeys, String>),
     /// The credentials on disk are the new ones, or not.
     Adopted(Result<(), String>),
+    /// The node's server trusts other authorities, or does not.
+    Trusts(Result<(), String>),
 }
 
 /// What is under way.
@@ -68,7 +84,7 @@ enum Stage {
     /// Keys are made and signed.
     Renewing,
     /// The hub is told what the node holds.
-    Telling(NodeKeys),
+    Telling(Holding),
 }
 
 /// The module.
@@ -79,6 +95,8 @@ pub struct Membership {
     looks: u64,
     ask_at: Option<Timestamp>,
     events: u64,
+    /// It was told that the hub's authorities are not in force here, and why.
+    distrust_told: bool,
 }
 
 type Effects = Vec<Effect<Act>>;
@@ -87,8 +105,9 @@ type Effects = Vec<Effect<Act>>;
 pub fn flows(node: &NodeName) -> Vec<Flow> {
     vec![
         Flow::subscribe(subject::command(node, NAME, "renew"), "()"),
+        Flow::subscribe(subject::command(node, NAME, "say"), "()"),
         Flow::request(subject::request(node, "identity.renew"), "NodeKeys -> Reply<Enrolled>"),
-        Flow::request(subject::request(node, "identity.holding"), "NodeKeys -> Reply<()>"),
+        Flow::request(subject::request(node, "identity.holding"), "Holding -> Reply<Heard>"),
         Flow::report(format!("ew.evt.{NAME}.*"), "EventReport"),
     ]
 }
@@ -97,12 +116,12 @@ impl Membership {
     /// The module of `node`.
     pub fn new(node: NodeName) -> Self {
         let stage = Stage::Idle;
-        Self { node, stage, looked_at: None, looks: 0, ask_at: None, events: 0 }
+        Self { node, stage, looked_at: None, looks: 0, ask_at: None, events: 0, distrust_told: false }
     }
 
-    fn ask(&self, verb: &str, keys: &NodeKeys, token: u64) -> Effect<Act> {
+    fn ask<T: Serialize>(&self, verb: &str, body: &T, token: u64) -> Effect<Act> {
         // As the API's bodies go to the hub's module: JSON in MessagePack.
-        let body = serde_json::to_value(keys).unwrap_or_default();
+        let body = serde_json::to_value(body).unwrap_or_default();
         Effect::Request {
             subject: subject::request(&self.node, verb),
             payload: schemas::encode(&body),
@@ -142,7 +161,7 @@ impl Membership {
         Effect::event(&event)
     }
 
-    fn holding(&mut self, keys: NodeKeys, issued: Timestamp, now: Timestamp) -> Effects {
+    fn holding(&mut self, held: Holding, issued: Timestamp, now: Timestamp) -> Effects {
         if self.stage == Stage::Renewing {
             return Vec::new();
         }
@@ -153,7 +172,7 @@ impl Membership {
         {
             return self.begin();
         }
-        self.stage = Stage::Telling(keys);
+        self.stage = Stage::Telling(held);
         self.ask_at = Some(now);
         Vec::new()
     }
@@ -165,8 +184,8 @@ impl Membership {
             self.looks += 1;
             effects.push(Effect::Act(Act::Look));
         }
-        if let (Stage::Telling(keys), true) = (&self.stage, self.ask_at.is_some_and(|at| at <= now)) {
-            effects.push(self.ask("identity.holding", &keys.clone(), HOLDING));
+        if let (Stage::Telling(held), true) = (&self.stage, self.ask_at.is_some_and(|at| at <= now)) {
+            effects.push(self.ask("identity.holding", held, HOLDING));
             self.ask_at = Some(now.plus_ms(RETRY_MS));
         }
         effects
@@ -184,9 +203,10 @@ impl Membership {
             }
             (RENEW, Ok(Err(refusal))) if self.stage == Stage::Renewing => self.failed(&refusal.message, now),
             (RENEW, Err(error)) if self.stage == Stage::Renewing => self.failed(&error, now),
-            (HOLDING, Ok(Ok(_))) if self.stage != Stage::Renewing => {
+            (HOLDING, Ok(Ok(value))) if self.stage != Stage::Renewing => {
                 self.stage = Stage::Idle;
-                Vec::new()
+                let heard: Heard = serde_json::from_value(value).unwrap_or_default();
+                heard.ca_pem.map(|pem| Effect::Act(Act::Trust(pem))).into_iter().collect()
             }
             // Half of the credentials were replaced when the machine fell: the new keys are still there, ask again.
             (HOLDING, Ok(Err(refusal))) if refusal.code == "EW-NODE-KEYS" => self.begin(),
@@ -202,16 +222,28 @@ impl Module for Membership {
 
     fn apply(&mut self, input: Input<Done>, now: Timestamp) -> Effects {
         match input {
+            Input::Message(message) if message.subject.ends_with(".say") => vec![Effect::Act(Act::Look)],
             Input::Message(_) => self.begin(),
             Input::Tick => self.tick(now),
             Input::Answered { token, outcome } => self.answered(token, outcome, now),
-            Input::Done(Done::Holding(Some((keys, issued)))) => self.holding(keys, issued, now),
+            Input::Done(Done::Holding(Some((held, issued)))) => self.holding(held, issued, now),
             Input::Done(Done::Made(Ok(keys))) => vec![self.ask("identity.renew", &keys, RENEW)],
             Input::Done(Done::Made(Err(why)) | Done::Adopted(Err(why))) => self.failed(&why, now),
             Input::Done(Done::Adopted(Ok(()))) => {
                 self.stage = Stage::Idle;
                 let text = "the node has new keys; its link is made anew with them".to_owned();
                 vec![self.tell(Severity::Normal, "KeysRenewed", text, now), Effect::Act(Act::Look)]
+            }
+            Input::Done(Done::Trusts(Ok(()))) => {
+                self.distrust_told = false;
+                let text = "the node trusts the hub's authorities as they are now".to_owned();
+                vec![self.tell(Severity::Normal, "AuthoritiesChanged", text, now), Effect::Act(Act::Look)]
+            }
+            // Tried again when the hub asks; told once.
+            Input::Done(Done::Trusts(Err(why))) if !self.distrust_told => {
+                self.distrust_told = true;
+                let text = format!("the hub's authorities are not in force here: {why}; it is tried again");
+                vec![self.tell(Severity::Warning, "AuthoritiesNotChanged", text, now)]
             }
             _ => Vec::new(),
         }
@@ -224,6 +256,25 @@ pub struct MembershipRim {
     pub node: NodeName,
     /// Its data directory.
     pub data_dir: PathBuf,
+    /// Its server, which connects to the hub.
+    pub server: Arc<LeafServer>,
+}
+
+impl MembershipRim {
+    /// What the node holds. Of the authorities what its server has read counts, not what lies on disk.
+    async fn look(&self) -> Result<Option<(Holding, Timestamp)>, String> {
+        let held = membership::holding(&self.data_dir).map_err(|error| error.to_string())?;
+        let Some(held) = held else { return Ok(None) };
+        let trusts = self.server.authorities().await.map_err(|error| error.to_string());
+        let trusts = trusts.and_then(|pem| fingerprints(&pem).map_err(|error| error.to_string()))?;
+        let keys = NodeKeys { control_key: held.control, work_key: held.work };
+        Ok(Some((Holding { keys, trusts: Some(trusts) }, held.issued)))
+    }
+
+    async fn trust(&self, pem: &str) -> Result<(), String> {
+        membership::trust(&self.data_dir, pem).map_err(|error| error.to_string())?;
+        self.server.authorities().await.map(drop).map_err(|error| error.to_string())
+    }
 }
 
 impl Rim<Membership> for MembershipRim {
@@ -234,14 +285,14 @@ impl Rim<Membership> for MembershipRim {
             work_key: keys.work.public_key(),
         };
         Some(match act {
-            Act::Look => Done::Holding(match membership::holding(dir) {
-                Ok(held) => held
-                    .map(|held| (NodeKeys { control_key: held.control, work_key: held.work }, held.issued)),
+            Act::Look => Done::Holding(match self.look().await {
+                Ok(held) => held,
                 Err(error) => {
-                    tracing::warn!(%error, "the node's credentials cannot be read");
+                    tracing::warn!(%error, "what the node holds cannot be read");
                     None
                 }
             }),
+            Act::Trust(pem) => Done::Trusts(self.trust(&pem).await),
             Act::MakeKeys => Done::Made(
                 Keys::load_or_create(dir, true).map(|made| keys(&made)).map_err(|error| error.to_string()),
             ),
@@ -253,6 +304,16 @@ impl Rim<Membership> for MembershipRim {
                 Done::Adopted(adopted.map_err(|error| error.to_string()))
             }
         })
+    }
+
+    /// Who joins again while the node runs has given it authorities too: its server reads them without being asked.
+    async fn watch(&self, _bus: &Handles, tell: mpsc::Sender<Done>) -> Result<(), String> {
+        while tokio::time::timeout(FOLLOW_INTERVAL, tell.closed()).await.is_err() {
+            if let Err(error) = self.server.authorities().await {
+                tracing::warn!(%error, "the hub's authorities are not in force; tried again");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -271,6 +332,10 @@ mod tests {
         let mut module = Membership::new(NodeName::new("n1").unwrap());
         assert_eq!(module.apply(Input::Tick, NOW), [Effect::Act(Act::Look)]);
         module
+    }
+
+    fn held(name: &str) -> Holding {
+        Holding { keys: keys(name), trusts: Some(vec!["ca".into()]) }
     }
 
     fn asks(effects: &Effects) -> Option<(&str, NodeKeys)> {
@@ -294,13 +359,33 @@ mod tests {
     #[test]
     fn what_it_holds_is_said_at_every_start_until_it_is_heard() {
         let mut module = module();
-        module.apply(Input::Done(Done::Holding(Some((keys("1"), NOW)))), NOW);
+        module.apply(Input::Done(Done::Holding(Some((held("1"), NOW)))), NOW);
         assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("1"))));
         module.apply(Input::Answered { token: HOLDING, outcome: Err("no responders".into()) }, NOW);
         assert_eq!(asks(&module.apply(Input::Tick, NOW)), None, "not at once");
         assert_eq!(asks(&module.apply(Input::Tick, NOW.plus_ms(RETRY_MS))), Some(("holding", keys("1"))));
         answer(&mut module, HOLDING, Ok(Value::Null));
         assert_eq!(asks(&module.apply(Input::Tick, NOW.plus_ms(9 * RETRY_MS))), None, "until the next look");
+    }
+
+    #[test]
+    fn the_hubs_authorities_are_trusted_and_it_is_said_when_they_are_in_force() {
+        let mut module = module();
+        let mut say = command();
+        say.subject = "ew.cmd.n1.membership.say".into();
+        assert_eq!(module.apply(Input::Message(say), NOW), [Effect::Act(Act::Look)], "no new keys");
+        module.apply(Input::Done(Done::Holding(Some((held("1"), NOW)))), NOW);
+        module.apply(Input::Tick, NOW);
+        let other = answer(&mut module, HOLDING, Ok(serde_json::json!({"ca_pem": "others"})));
+        assert_eq!(other, [Effect::Act(Act::Trust("others".into()))]);
+        assert_eq!(asks(&module.apply(Input::Tick, NOW)), None, "nothing is said of what is not in force");
+        let failed =
+            |module: &mut Membership| module.apply(Input::Done(Done::Trusts(Err("full".into()))), NOW);
+        assert_eq!((failed(&mut module).len(), failed(&mut module).len()), (1, 0), "told once");
+        let done = module.apply(Input::Done(Done::Trusts(Ok(()))), NOW);
+        assert!(matches!(done.as_slice(), [Effect::Report { .. }, Effect::Act(Act::Look)]));
+        module.apply(Input::Done(Done::Holding(Some((held("1"), NOW)))), NOW);
+        assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("1"))));
     }
 
     #[test]
@@ -320,7 +405,7 @@ mod tests {
         );
         let adopted = module.apply(Input::Done(Done::Adopted(Ok(()))), NOW);
         assert!(adopted.contains(&Effect::Act(Act::Look)));
-        module.apply(Input::Done(Done::Holding(Some((keys("2"), NOW)))), NOW);
+        module.apply(Input::Done(Done::Holding(Some((held("2"), NOW)))), NOW);
         assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("2"))));
     }
 
@@ -332,7 +417,7 @@ mod tests {
         assert!(
             matches!(refused.as_slice(), [Effect::Report { subject, .. }] if subject.ends_with("RenewFailed"))
         );
-        module.apply(Input::Done(Done::Holding(Some((keys("half"), NOW)))), NOW);
+        module.apply(Input::Done(Done::Holding(Some((held("half"), NOW)))), NOW);
         module.apply(Input::Tick, NOW);
         let again = answer(&mut module, HOLDING, Err(Refusal::new(409, "EW-NODE-KEYS", "neither")));
         assert_eq!(again, [Effect::Act(Act::MakeKeys)]);
@@ -348,7 +433,7 @@ mod tests {
                 match effect {
                     // However new they are, this clock finds them old.
                     Effect::Act(Act::Look) => {
-                        let held = Done::Holding(Some((keys("1"), Timestamp(0))));
+                        let held = Done::Holding(Some((held("1"), Timestamp(0))));
                         renewed += module.apply(Input::Done(held), now).len();
                         module.apply(Input::Answered { token: RENEW, outcome: Err("cut".into()) }, now);
                     }

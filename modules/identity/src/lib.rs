@@ -1,13 +1,18 @@
-//! Who may join and who may look: join tokens, enrolment of nodes, and the operator's own credential for the bus.
+//! Who may join and who may look: join tokens, enrolment of nodes, the hub's authorities, and the operator's own credential
+//! for the bus.
 //!
 //! In: `ew.local.identity.<verb>` ([`VERBS`]), asked by `api`, body and answer as the HTTP
 //! API has them. State: bucket `identity` (`token.<id>`, `node.<name>`), written under compare-and-set, so that a token is
 //! never used more often than it may be, whatever happens at once. Secrets are kept as hashes; nodes' keys never come here.
 //!
-//! * [`decide`] the module and its tokens; [`nodes`] enrolling and revoking; this file: its rim, which signs.
+//! * [`decide`] the module and its tokens; [`nodes`] enrolling and revoking; [`authority`] authorities and certificates; this
+//!   file: its rim, which signs; [`keeper`] the certificates' files and who hears of a change
+//! * [`edge`] the node's end
 
+pub mod authority;
 pub mod decide;
 pub mod edge;
+pub mod keeper;
 mod nodes;
 
 use std::sync::Arc;
@@ -27,11 +32,12 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use decide::{Act, Answer, Done, Identity};
+use keeper::Keeper;
 
 /// Name of the module.
 pub const NAME: &str = "identity";
 /// The verbs it answers.
-pub const VERBS: [&str; 8] = [
+pub const VERBS: [&str; 13] = [
     "enroll",
     "token.create",
     "token.list",
@@ -39,6 +45,11 @@ pub const VERBS: [&str; 8] = [
     "node.list",
     "node.revoke",
     "node.rotate",
+    "ca.list",
+    "ca.roll",
+    "ca.finish",
+    "certificate.list",
+    "certificate.renew",
     "bus",
 ];
 
@@ -48,10 +59,12 @@ pub fn flows() -> Vec<Flow> {
         VERBS.iter().map(|verb| Flow::respond(subject::local(NAME, verb), "JSON -> Reply<JSON>")).collect();
     flows.push(Flow::watch(subject::BUCKET_IDENTITY, "*.*", "TokenRecord, NodeRecord"));
     flows.push(Flow::write(subject::BUCKET_IDENTITY, "*.*", "TokenRecord, NodeRecord"));
+    flows.push(Flow::report(subject::audit_filter(false), "AuditRecord"));
     flows.push(Flow::report(subject::audit_filter(true), "AuditRecord"));
     flows.push(Flow::respond("ew.req.*.identity.renew", "NodeKeys -> Reply<Enrolled>"));
-    flows.push(Flow::respond("ew.req.*.identity.holding", "NodeKeys -> Reply<()>"));
+    flows.push(Flow::respond("ew.req.*.identity.holding", "Holding -> Reply<Heard>"));
     flows.push(Flow::publish(format!("ew.cmd.*.{}.renew", edge::NAME), "()"));
+    flows.push(Flow::publish(format!("ew.cmd.*.{}.say", edge::NAME), "()"));
     flows
 }
 
@@ -72,10 +85,8 @@ pub struct IdentityRim {
     pub keys: Arc<HubKeys>,
     /// The hub's server, which ends the connections of what is revoked.
     pub server: Arc<HubServer>,
-    /// The hub's CA (PEM).
-    pub ca_pem: String,
-    /// SHA-256 of the CA (DER), hex.
-    pub ca_sha256: String,
+    /// The hub's authorities and certificate.
+    pub keeper: Arc<Keeper>,
     /// Where others reach this hub.
     pub addresses: Addresses,
 }
@@ -104,7 +115,7 @@ impl IdentityRim {
         record.secret_sha256 = sha256_hex(&secret);
         let token = JoinToken {
             hubs: self.addresses.api.clone(),
-            ca_sha256: self.ca_sha256.clone(),
+            ca_sha256: self.keeper.tls().fingerprint,
             id: record.id.clone(),
             secret,
             leafs: self.addresses.leafs.clone(),
@@ -138,7 +149,7 @@ impl IdentityRim {
             work_jwt: sign(Account::Work, &enroll.work_key, &work)?,
             leaf_urls,
             wss_urls,
-            ca_pem: self.ca_pem.clone(),
+            ca_pem: self.keeper.tls().ca_pem,
         };
         serde_json::to_value(enrolled).map_err(signing)
     }
@@ -173,7 +184,7 @@ impl IdentityRim {
         };
         Ok(json!({
             "url": self.addresses.bus,
-            "ca_pem": self.ca_pem,
+            "ca_pem": self.keeper.tls().ca_pem,
             "control": login(Account::Control)?,
             "work": login(Account::Work)?,
             "inbox": subject::module_inbox(subject::DOMAIN_HUB, &format!("tool-{}", random_hex(8)?)),
@@ -205,17 +216,24 @@ impl Rim<Identity> for IdentityRim {
                 }
                 return None;
             }
-            Act::Retire(Some(message), record) => {
+            Act::Retire(Some((message, heard)), record) => {
                 let retired = match &record.retired {
                     Some(keys) => self.revoke(keys).await,
                     None => Ok(()),
                 };
-                Done::Retired(Some((message, retired.map(|()| json!({})))), record)
+                Done::Retired(Some((message, retired.map(|()| json!(heard)))), record)
+            }
+            Act::Change(message, change) => {
+                let outcome = self.keeper.change(change).await;
+                Done::Changed(message, change, outcome, Box::new(self.keeper.facts()))
             }
         })
     }
 
     async fn watch(&self, _bus: &Handles, tell: mpsc::Sender<Done>) -> Result<(), String> {
+        if let Err(refusal) = self.keeper.put_in_force().await {
+            tracing::error!(error = refusal.message, "the hub's certificate is not in force");
+        }
         let mut denials = self.server.denials();
         while tell.send(Done::Denied(denials.next().await)).await.is_ok() {}
         Ok(())

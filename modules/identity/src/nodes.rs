@@ -6,7 +6,7 @@
 use bus::module::{Account, Effect, Expect, Message};
 use schemas::Timestamp;
 use schemas::command::Refusal;
-use schemas::credential::{Enroll, NodeKeys, NodeRecord};
+use schemas::credential::{Enroll, Holding, NodeRecord};
 use schemas::name::NodeName;
 use schemas::subject;
 use serde_json::{Value, json};
@@ -98,6 +98,7 @@ impl Identity {
             revoked: None,
             next: None,
             retired: None,
+            trusts: Vec::new(),
         };
         let expect = match self.nodes.get(enroll.node.as_str()) {
             Some((node, revision)) if node.revoked.is_some() => Expect::Revision(*revision),
@@ -110,7 +111,7 @@ impl Identity {
     pub(crate) fn list_nodes(&self) -> Value {
         let rows = self.nodes.values().map(|(node, _)| {
             json!({"node": node.node, "enrolled": node.enrolled.rfc3339(),
-                   "revoked": node.revoked.map(Timestamp::rfc3339)})
+                   "revoked": node.revoked.map(Timestamp::rfc3339), "trusts": node.trusts})
         });
         json!({"nodes": rows.collect::<Vec<_>>()})
     }
@@ -199,7 +200,8 @@ impl Identity {
         message: Message,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let keys: NodeKeys = body(&message)?;
+        let holding: Holding = body(&message)?;
+        let keys = holding.keys.clone();
         let known = self.nodes.get(node.as_str()).filter(|(node, _)| node.revoked.is_none());
         let Some((record, revision)) = known else {
             return Err(Refusal::new(404, "EW-NODE-UNKNOWN", format!("node {node} has not joined")));
@@ -231,13 +233,28 @@ impl Identity {
                     );
                 }
             }
-            "holding" if own => effects.extend(Effect::reply(&message, &Answer::Ok(json!({})))),
-            "holding" if next => {
-                record.retired = Some(record.keys());
-                record.next = None;
-                (record.control_key, record.work_key) = (keys.control_key, keys.work_key);
-                let value = schemas::encode(&record);
-                self.put(key, value, expect, Waiting::Promoted(message, Box::new(record)), effects);
+            "holding" if own || next => {
+                let heard = self.heard(&holding);
+                let same = own && holding.trusts.as_ref().is_none_or(|trusts| *trusts == record.trusts);
+                record.trusts = holding.trusts.unwrap_or(record.trusts);
+                if same {
+                    effects.extend(Effect::reply(&message, &Answer::Ok(json!(heard))));
+                } else if own {
+                    let waiting = Waiting::Answer(message, json!(heard));
+                    self.put(key, schemas::encode(&record), expect, waiting, effects);
+                } else {
+                    record.retired = Some(record.keys());
+                    record.next = None;
+                    (record.control_key, record.work_key) = (keys.control_key, keys.work_key);
+                    let value = schemas::encode(&record);
+                    self.put(
+                        key,
+                        value,
+                        expect,
+                        Waiting::Promoted(message, Box::new(record), heard),
+                        effects,
+                    );
+                }
             }
             "holding" => {
                 let text = "these keys are neither the node's own nor its next ones; renew them";

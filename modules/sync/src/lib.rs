@@ -6,9 +6,10 @@
 //! | up | streams OUTBOX (reports, events) and UPLINK (workloads' `up.`) | streams UP and FROM, with a cursor for each lane |
 //! | both | heartbeat: a request through the link, so its answer proves both ways | module `nodes` answers |
 //!
-//! [`down`], [`up`], [`watchdog`], [`ways`] and [`disk`] decide; [`edge`] composes them into the module that runs on a node, with the
+//! [`down`], [`up`], [`watchdog`], [`ways`], [`clock`] and [`disk`] decide; [`edge`] composes them into the module that runs on a node, with the
 //! heartbeat; [`rim`] and [`housekeeping`] do what they want done; [`hub`] is the module at the other end. Nothing here reads a clock except [`rim`].
 
+pub mod clock;
 pub mod disk;
 pub mod down;
 pub mod edge;

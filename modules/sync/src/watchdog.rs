@@ -3,13 +3,16 @@
 //! What shows is the heartbeat, which goes through the link and is answered by the hub's modules. While it is answered the
 //! link is looked at now and then only. When it is not, what the servers and the kernel know tells why:
 //!
-//! * no link, the hub refuses our credentials: a person must know; trying again is the server's own business
+//! * no link, the hub refuses our credentials, or we its certificate: a person must know; trying again is the server's own
+//!   business
 //! * no link, though the hub can be reached, for [`GIVEN_UP_MS`]: the server has given up (measured with 2.15.1: a reset in
 //!   the middle of the TLS handshake does that). Nothing is left to kick, so the server is started anew
 //! * a link over which nothing comes for [`DEAD_MS`]: it is dropped, and made anew
 //! * a link over which something comes (pings, say) but no answer for [`DEAF_MS`]: interest was lost on the way; the same
 
-use bus::server::LinkFacts;
+use std::mem::discriminant;
+
+use bus::server::{LinkFacts, Refusal};
 use schemas::Timestamp;
 
 /// How often a healthy link is looked at: one account's may be missing though the other's heartbeat is answered.
@@ -43,8 +46,8 @@ pub enum Verdict {
     Rebuild(String),
     /// Start the node's server anew.
     Restart,
-    /// Tell that the hub refuses the node.
-    Refused(String),
+    /// Tell that one end refuses the other.
+    Refused(Refusal),
 }
 
 /// What is remembered between two looks.
@@ -55,7 +58,7 @@ pub struct Watchdog {
     missing_since: Option<Timestamp>,
     not_before: Option<Timestamp>,
     pause_ms: u64,
-    refused: bool,
+    refused: Option<Refusal>,
 }
 
 impl Watchdog {
@@ -87,7 +90,7 @@ impl Watchdog {
             return self.missing(facts, now);
         }
         self.missing_since = None;
-        self.refused = false;
+        self.refused = None;
         let before = std::mem::replace(&mut self.moved_bytes, facts.moved_bytes);
         if silent_ms < SUSPECT_MS {
             self.pause_ms = 0;
@@ -117,8 +120,10 @@ impl Watchdog {
     fn missing(&mut self, facts: &LinkFacts, now: Timestamp) -> Verdict {
         self.missing_since.get_or_insert(now);
         if let Some(refusal) = &facts.refusal {
-            let told = std::mem::replace(&mut self.refused, true);
-            return if told { Verdict::Leave } else { Verdict::Refused(refusal.clone()) };
+            let told = self.refused.replace(refusal.clone());
+            // Of one kind once: the words may tell the time.
+            let same = told.is_some_and(|told| discriminant(&told) == discriminant(refusal));
+            return if same { Verdict::Leave } else { Verdict::Refused(refusal.clone()) };
         }
         let reachable = facts.open.iter().flatten().any(|open| Some(*open) == facts.way);
         if !reachable || !self.may_have_given_up(now) {
@@ -230,7 +235,7 @@ mod tests {
     fn a_refusal_is_told_once_and_restarts_nothing() {
         let refused = |_| LinkFacts {
             open: Some(vec![Way::Tls]),
-            refusal: Some("Authorization Violation".into()),
+            refusal: Some(Refusal::ByHub("Authorization Violation".into())),
             ..down()
         };
         let mut watchdog = Watchdog::default();

@@ -315,7 +315,7 @@ mod tests {
             assert_eq!(ways.seen(&only, s * 2000, now), None);
         }
         let mut refused = facts(false, Way::Tls, &[Way::Wss]);
-        refused.refusal = Some("Authorization Violation".into());
+        refused.refusal = Some(bus::server::Refusal::ByHub("Authorization Violation".into()));
         for s in 0..100 {
             assert_eq!(ways.seen(&refused, s * 2000, Timestamp(0).plus_ms(s * 2000)), None);
         }

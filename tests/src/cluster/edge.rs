@@ -33,6 +33,7 @@ pub struct Edge {
     name: String,
     n: usize,
     flags: Vec<String>,
+    env: std::sync::Mutex<Vec<(String, String)>>,
     child: Mutex<Option<Child>>,
     disk: std::sync::Mutex<Option<Disk>>,
     proxy: std::sync::Mutex<Option<Proxy>>,
@@ -48,6 +49,7 @@ impl Edge {
             name: name.to_owned(),
             n,
             flags,
+            env: std::sync::Mutex::default(),
             child: Mutex::default(),
             disk: std::sync::Mutex::default(),
             proxy: std::sync::Mutex::default(),
@@ -136,7 +138,14 @@ impl Edge {
         // `nsenter`, because `ip netns exec` hides /sys/fs/cgroup. It becomes the program: the child's pid is the agent's.
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.namespace().display())).arg("--");
+        command.envs(self.env.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         command
+    }
+
+    /// A variable in the environment of the node's programs that are started from now on.
+    pub fn set_env(&self, name: &str, value: &str) {
+        let entry = (name.to_owned(), value.to_owned());
+        self.env.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
     }
 
     /// Did the agent end by itself?

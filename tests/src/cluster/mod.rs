@@ -201,7 +201,7 @@ impl Drop for Cluster {
 }
 
 /// Runs a program to its end; its words are the error.
-pub(crate) fn command(program: &str, args: &[&str]) -> anyhow::Result<String> {
+pub fn command(program: &str, args: &[&str]) -> anyhow::Result<String> {
     let output = std::process::Command::new(program)
         .args(args)
         .env("PATH", programs::path())

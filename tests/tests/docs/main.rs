@@ -258,9 +258,9 @@ fn commands_and_flags_are_known_to_the_programs() {
                     rest.iter().copied().take_while(|word| !word.starts_with(['#', '&', '>'])).collect();
                 let command: Vec<&str> =
                     rest.iter().copied().take_while(|word| is_command(word)).take(2).collect();
-                let nested = command
-                    .first()
-                    .is_some_and(|first| ["token", "hub"].contains(first) && program == "edgewire");
+                let nested = command.first().is_some_and(|first| {
+                    ["token", "hub", "node", "ca", "certificate"].contains(first) && program == "edgewire"
+                });
                 let command = &command[..command.len().min(if nested { 2 } else { 1 })];
                 let Some(help) = helps.of(program, command) else {
                     complaints.push(format!("{path}: `{line}`: {program} refuses {}", command.join(" ")));

@@ -9,9 +9,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // a test fails by panicking
 
 mod attack;
+mod authority;
 mod backup;
 mod bad;
 mod check;
+mod clock;
 mod delete;
 mod disk;
 mod hub;

@@ -1,4 +1,5 @@
-//! `/edgewire/v1/…`: enrolment and revocation of nodes, join tokens, and the tool's own bus credential.
+//! `/edgewire/v1/…`: enrolment and revocation of nodes, join tokens, authorities and certificates, and the tool's own bus
+//! credential.
 //!
 //! Nothing is decided here: the body goes to the identity module and its answer comes back. Only `enroll` needs no
 //! bearer token, because the join token in its body is what proves the asker.
@@ -38,8 +39,13 @@ impl Api {
             (&Method::GET, ["nodes"]) if known => ("node.list", None),
             (&Method::POST, ["nodes", name, "revoke"]) if known => ("node.revoke", Some(*name)),
             (&Method::POST, ["nodes", name, "rotate"]) if known => ("node.rotate", Some(*name)),
+            (&Method::GET, ["ca"]) if known => ("ca.list", None),
+            (&Method::POST, ["ca", "roll"]) if known => ("ca.roll", None),
+            (&Method::POST, ["ca", "finish"]) if known => ("ca.finish", None),
+            (&Method::GET, ["certificate"]) if known => ("certificate.list", None),
+            (&Method::POST, ["certificate", "renew"]) if known => ("certificate.renew", None),
             (&Method::GET, ["bus"]) if known => ("bus", None),
-            (_, ["enroll" | "tokens" | "nodes" | "bus" | "audit", ..]) => {
+            (_, ["enroll" | "tokens" | "nodes" | "ca" | "certificate" | "bus" | "audit", ..]) => {
                 return Err(ApiError::method_not_allowed(format!(
                     "{} is not possible on {}",
                     head.method,

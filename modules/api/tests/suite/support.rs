@@ -252,8 +252,7 @@ pub fn config(port: u16) -> (Config, String) {
     let ca_pem = key.cert.pem();
     let config = Config {
         listen: ([127, 0, 0, 1], port).into(),
-        certificate_pem: ca_pem.clone(),
-        key_pem: key.signing_key.serialize_pem(),
+        certificate: api::Certificate::new(&ca_pem, &key.signing_key.serialize_pem()).unwrap(),
         tokens: vec![Token { secret: TOKEN.into(), user: "admin".into() }],
     };
     (config, ca_pem)

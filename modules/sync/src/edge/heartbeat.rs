@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use bus::module::Effect;
-use bus::server::LinkFacts;
+use bus::server::{LinkFacts, Refusal};
 use schemas::Timestamp;
 use schemas::envelope;
 use schemas::report::{EventReport, HEARTBEAT_INTERVAL_MS, Heartbeat, HeartbeatAck, NODE_GRACE_MS, Severity};
 use schemas::subject::{self, Lane};
 
 use super::{Act, Effects, HEARTBEAT, NAME, Sync};
+use crate::clock::{Clocks, News};
 use crate::watchdog::Verdict;
 use crate::ways::Move;
 
@@ -35,6 +36,7 @@ pub(super) struct Link {
     /// The node has told the hub what it is, as it is now.
     pub(super) hub_knows: bool,
     pub(super) untold: Option<Returned>,
+    pub(super) clocks: Clocks,
 }
 
 /// A return of the link that is not told yet.
@@ -81,6 +83,11 @@ impl Sync {
             return;
         };
         self.link.answered_at = Some(now);
+        match self.link.clocks.seen(ack.at, now) {
+            Some(News::Differ(text)) => self.tell(Severity::Warning, "ClockDiffers", text, now, effects),
+            Some(News::Agree(text)) => self.tell(Severity::Normal, "ClockAgrees", text, now, effects),
+            None => {}
+        }
         let restarted = ack.hub_boot_id != self.link.hub_boot_id;
         self.link.hub_boot_id = ack.hub_boot_id;
         if !ack.known && self.link.hub_knows {
@@ -217,7 +224,15 @@ impl Sync {
                     "the hub can be reached, but the node's server no longer tries: it is started anew";
                 self.tell(Severity::Warning, "ServerRestarted", text.to_owned(), now, effects);
             }
-            Verdict::Refused(why) => {
+            Verdict::Refused(Refusal::OfHub(why)) => {
+                let text = format!(
+                    "EW-LINK-UNTRUSTED: this node does not trust the certificate that is shown at the hub's address ({why}); \
+                     what runs here runs on; if the hub's authority was changed while this node was away, make it known by \
+                     joining again, with the keys that are here: edgewire join TOKEN; if it was not, somebody stands between"
+                );
+                self.tell(Severity::Warning, "LinkUntrusted", text, now, effects);
+            }
+            Verdict::Refused(Refusal::ByHub(why)) => {
                 let text = format!(
                     "EW-LINK-REFUSED: the hub refuses this node's credentials ({why}); what runs here runs on; \
                      was it revoked (`edgewire node ls` at the hub)? then join again: edgewire join TOKEN --new-keys"

@@ -1,0 +1,305 @@
+//! Authorities that follow one another, and certificates that are made anew, under real servers: who trusts the old, the new
+//! or both gets in while both are trusted, nobody's connection ends, and afterwards the old one is worth nothing.
+// These tests judge the servers from outside, with a raw client; and a test fails by a panic, also in its helpers.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::ConnectOptions;
+use bus::identity::{HubKeys, Permissions, Tls, fingerprints, jwt, node_permissions};
+use bus::module::Account;
+use bus::server::{HubConfig, HubLink, HubServer, LeafConfig, LeafServer, Refusal};
+use schemas::name::NodeName;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A directory of the test's own; when dropped, also after a failure, the servers recorded in it are killed.
+struct Ground(PathBuf);
+
+impl Ground {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("edgewire-ca-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+    fn dir(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let files = bus::server::child::Files { dir: entry.path(), name: bus::server::binary::NAME };
+            if let Some(record) = bus::server::child::Record::find(&files) {
+                record.signal(nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn nats_server() -> PathBuf {
+    if let Some(path) = std::env::var_os("EDGEWIRE_NATS_SERVER") {
+        return path.into();
+    }
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
+    if fetched.exists() { fetched } else { "/usr/lib/edgewire/nats-server".into() }
+}
+
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+    let until = tokio::time::Instant::now() + SOON;
+    while !check().await {
+        assert!(tokio::time::Instant::now() < until, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn sans() -> Vec<String> {
+    vec!["hub.test".to_owned()]
+}
+
+struct Hub {
+    server: HubServer,
+    keys: Arc<HubKeys>,
+    config: HubConfig,
+    ground: PathBuf,
+}
+
+impl Hub {
+    async fn start(ground: &Ground) -> Self {
+        // Every address of loopback, so that a name can be missing in a certificate.
+        let any = |at: SocketAddr| SocketAddr::from(([0, 0, 0, 0], at.port()));
+        let config = HubConfig {
+            leaf_wss_listen: None,
+            data_dir: ground.dir("hub"),
+            listen: any(free()),
+            leaf_listen: any(free()),
+            binary: Some(nats_server()),
+            store_max_bytes: 1 << 30,
+        };
+        Self::start_as(ground, config).await
+    }
+
+    async fn start_as(ground: &Ground, config: HubConfig) -> Self {
+        let keys = Arc::new(HubKeys::load_or_create(&ground.dir("keys")).unwrap());
+        let tls = Tls::load_or_create(&ground.dir("tls"), &sans()).unwrap();
+        let server = HubServer::start(config.clone(), keys.clone(), &tls).await.unwrap();
+        server.ready(SOON).await.unwrap();
+        Self { server, keys, config, ground: ground.0.clone() }
+    }
+
+    /// What each kind of client would trust, in a file.
+    fn trust(&self, name: &str, pem: &str) -> PathBuf {
+        let path = self.ground.join(format!("{name}.ca"));
+        std::fs::write(&path, pem).unwrap();
+        path
+    }
+
+    /// Is a client (rustls) that trusts this let in, at this address?
+    async fn lets_in(&self, ip: &str, trust: &Path) -> Result<(), String> {
+        let creds = self.keys.creds(Account::Control, "client", &Permissions::full()).unwrap();
+        let url = format!("tls://{ip}:{}", self.config.listen.port());
+        let options = ConnectOptions::with_credentials(&creds).unwrap().max_reconnects(1);
+        let options = options.add_root_certificates(trust.to_owned()).require_tls(true);
+        options.connect(url).await.map(drop).map_err(|error| format!("{error:?}"))
+    }
+
+    /// A node (Go) that trusts this: its server.
+    async fn node(&self, name: &str, trust: &Path) -> LeafServer {
+        let node = NodeName::new(name).unwrap();
+        let (control, work) = node_permissions(&node);
+        let key = nkeys::KeyPair::new_user();
+        let file = |account: Account, permissions: &Permissions| {
+            let token = self.keys.user(account, &key.public_key(), name, permissions, None).unwrap();
+            let path = self.ground.join(format!("{name}.{}.creds", account.as_str()));
+            std::fs::write(&path, jwt::creds(&token, &key.seed().unwrap())).unwrap();
+            path
+        };
+        let hub = HubLink {
+            proxy: None,
+            urls: vec![format!("tls://127.0.0.1:{}", self.config.leaf_listen.port())],
+            ca_file: trust.to_owned(),
+            control_creds: file(Account::Control, &control),
+            work_creds: file(Account::Work, &work),
+        };
+        let config = LeafConfig {
+            node,
+            data_dir: self.ground.join(name),
+            listen: free(),
+            binary: Some(nats_server()),
+            store_max_bytes: 1 << 30,
+            hub: Some(hub),
+        };
+        let server = LeafServer::start(config).await.unwrap();
+        server.ready(SOON).await.unwrap();
+        server
+    }
+}
+
+/// The connections of a node's links, both accounts'.
+async fn links(node: &LeafServer) -> Vec<u64> {
+    let mut ids: Vec<u64> = node.links().await.unwrap_or_default().iter().map(|link| link.id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+async fn linked(node: &LeafServer, what: &str) -> Vec<u64> {
+    eventually(what, async || links(node).await.len() == 2).await;
+    links(node).await
+}
+
+/// The hub's certificate is refused by this node.
+async fn refused(node: &LeafServer, what: &str) {
+    eventually(what, async || {
+        let refusal = node.look(false).await.and_then(|facts| facts.refusal);
+        matches!(refusal, Some(Refusal::OfHub(why)) if why.contains("unknown authority"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_both_are_trusted_everybody_gets_in_and_afterwards_the_old_is_worth_nothing() {
+    let ground = Ground::new("roll");
+    let dir = ground.dir("tls");
+    let hub = Hub::start(&ground).await;
+    let before = Tls::load_or_create(&dir, &sans()).unwrap();
+    let old = hub.trust("old", &before.ca_pem);
+    let steady = hub.node("steady", &old).await;
+    let standing = linked(&steady, "linked before").await;
+
+    let rolled = Tls::roll(&dir, &sans()).unwrap();
+    hub.server.reload().await.unwrap();
+    assert_eq!(fingerprints(&rolled.ca_pem).unwrap().len(), 2);
+    let both = hub.trust("both", &rolled.ca_pem);
+    let new = hub.trust("new", rolled.ca_pem.strip_prefix(&before.ca_pem).unwrap());
+    for trust in [&old, &new, &both] {
+        hub.lets_in("127.0.0.1", trust).await.unwrap_or_else(|error| panic!("{}: {error}", trust.display()));
+    }
+    let trusts_old = hub.node("old", &old).await;
+    let trusts_new = hub.node("new", &new).await;
+    let trusts_both = hub.node("both", &both).await;
+    for (node, what) in [(&trusts_old, "old"), (&trusts_new, "new"), (&trusts_both, "both")] {
+        linked(node, what).await;
+    }
+    // A node that learns it: its file is read again, and its link stands.
+    std::fs::copy(&both, &old).unwrap();
+    assert_eq!(steady.authorities().await.unwrap(), rolled.ca_pem);
+    trusts_old.authorities().await.unwrap();
+    assert_eq!(links(&steady).await, standing, "neither a roll nor learning of it ends a link");
+
+    let finished = Tls::finish(&dir, &sans()).unwrap();
+    hub.server.reload().await.unwrap();
+    assert_eq!(finished.present, rolled.next.clone().unwrap());
+    assert_eq!((finished.next.clone(), finished.fingerprint.clone()), (None, rolled.fingerprint.clone()));
+    assert_eq!(links(&steady).await, standing, "nor does its end");
+    hub.trust("old", &before.ca_pem);
+    assert!(hub.lets_in("127.0.0.1", &old).await.is_err(), "the old authority is trusted by nobody");
+    for trust in [&new, &both] {
+        hub.lets_in("127.0.0.1", trust).await.unwrap();
+    }
+    steady.rebuild_links().await.unwrap();
+    eventually("its next connection trusts what it learned", async || {
+        let now = links(&steady).await;
+        now.len() == 2 && now.iter().all(|id| !standing.contains(id))
+    })
+    .await;
+    // What was away, and what was not told: refused, until its file says otherwise.
+    let away = hub.node("away", &old).await;
+    refused(&away, "who knows the old authority alone is out").await;
+    std::fs::copy(&new, &old).unwrap();
+    away.authorities().await.unwrap();
+    linked(&away, "in again with the new one").await;
+    for node in [steady, trusts_old, trusts_new, trusts_both, away] {
+        node.stop().await.unwrap();
+    }
+    hub.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_made_anew_under_a_running_server_and_no_connection_ends() {
+    let ground = Ground::new("renew");
+    let dir = ground.dir("tls");
+    let hub = Hub::start(&ground).await;
+    let before = Tls::load_or_create(&dir, &sans()).unwrap();
+    let node = hub.node("n1", &before.ca_file).await;
+    let standing = linked(&node, "linked").await;
+    assert!(hub.lets_in("127.0.0.2", &before.ca_file).await.is_err(), "not a name of this certificate");
+    for round in 0..5 {
+        let more = [sans(), vec!["127.0.0.2".to_owned(), format!("round-{round}.test")]].concat();
+        let renewed = Tls::renew(&dir, &more).unwrap();
+        assert_ne!(renewed.certificate.fingerprint, before.certificate.fingerprint);
+        assert_eq!(renewed.ca_pem, before.ca_pem);
+        hub.server.reload().await.unwrap();
+        hub.lets_in("127.0.0.2", &before.ca_file).await.unwrap();
+        assert_eq!(links(&node).await, standing, "round {round}");
+    }
+    // A server that is left running by a fall shows the new one to whoever comes next, and is not started anew.
+    let (pid, config) = (hub.server.status().borrow().pid, hub.config.clone());
+    hub.server.leave_running().await.unwrap();
+    drop(hub);
+    let hub = Hub::start_as(&ground, config).await;
+    assert_eq!(hub.server.status().borrow().pid, pid);
+    eventually("the names are those of the start", async || {
+        hub.lets_in("127.0.0.2", &before.ca_file).await.is_err()
+    })
+    .await;
+    assert_eq!(links(&node).await, standing);
+    node.stop().await.unwrap();
+    hub.server.stop().await.unwrap();
+}
+
+/// Writes the files of a hub from before authorities could follow one another, as it made them.
+fn as_before(dir: &Path) -> String {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "edgewire authority");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("ca.key"), key.serialize_pem()).unwrap();
+    std::fs::write(dir.join("ca.crt"), &pem).unwrap();
+    pem
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_may_not_vouch_is_shown_until_the_roll_is_finished() {
+    let ground = Ground::new("before");
+    let dir = ground.dir("tls");
+    let old_pem = as_before(&dir);
+    let hub = Hub::start(&ground).await;
+    assert!(dir.join("ca.pem").exists() && dir.join("ca.key").exists(), "a hub of before may come back");
+    let old = hub.trust("old", &old_pem);
+    let steady = hub.node("steady", &old).await;
+    linked(&steady, "linked before").await;
+    let rolled = Tls::roll(&dir, &sans()).unwrap();
+    assert!(!dir.join("ca.key").exists(), "now it would be another hub");
+    hub.server.reload().await.unwrap();
+    assert_eq!(rolled.fingerprint, rolled.present.fingerprint, "what a token holds is what is shown");
+    let away = hub.node("away", &old).await;
+    linked(&away, "who knows the old one alone").await;
+    let both = hub.trust("both", &rolled.ca_pem);
+    linked(&hub.node("both", &both).await, "who knows both").await;
+    let finished = Tls::finish(&dir, &sans()).unwrap();
+    hub.server.reload().await.unwrap();
+    assert_eq!(finished.fingerprint, rolled.next.unwrap().fingerprint);
+    hub.lets_in("127.0.0.1", &both).await.unwrap();
+    away.rebuild_links().await.unwrap();
+    refused(&away, "who was not told is out").await;
+    hub.server.stop().await.unwrap();
+}
