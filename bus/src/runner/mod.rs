@@ -5,6 +5,7 @@
 //! acknowledge a delivery only when all of its own effects succeeded. Whatever fails here fails the incarnation; the
 //! [host](crate::host) starts another.
 
+pub mod clock;
 mod sources;
 
 use std::collections::VecDeque;
@@ -19,6 +20,8 @@ use schemas::subject;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use clock::Clock;
 
 use crate::connection::{Bus, Handles, to_nats};
 use crate::durable::{Changes, Durable, DurableError, Owed, Part};
@@ -57,6 +60,12 @@ pub enum RunError {
     /// It could not be connected.
     #[error(transparent)]
     Connect(#[from] crate::connection::ConnectError),
+    /// The machine's clock was set back.
+    #[error("the clock was set back by {} s: what waited for a time begins anew", .back_ms / 1000)]
+    ClockSetBack {
+        /// By how much.
+        back_ms: u64,
+    },
     /// One of its sources ended for good.
     #[error("flow {flow} ended: {cause}")]
     Source {
@@ -111,7 +120,9 @@ pub async fn run<M: Module, R: Rim<M>>(
     let mut work =
         Work { spec, bus: &bus, rim, feed: feed.clone(), acts: JoinSet::new(), waiting: VecDeque::new() };
     let saved = part.saved()?;
-    let effects = module.restore(saved, Timestamp::now());
+    let began = Timestamp::now();
+    let mut clock = Clock::new(began);
+    let effects = module.restore(saved, began);
     let mut slice = vec![(effects, None)];
     let mut tick = tokio::time::interval(spec.tick);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -119,8 +130,12 @@ pub async fn run<M: Module, R: Rim<M>>(
     running();
     loop {
         let written = work.carry_out(std::mem::take(&mut slice), &mut part, &owes).await?;
+        let now = Timestamp::now();
+        if let Some(back_ms) = clock.shows(now) {
+            return Err(RunError::ClockSetBack { back_ms });
+        }
         for input in written {
-            slice.push((module.apply(input, Timestamp::now()), None));
+            slice.push((module.apply(input, now), None));
         }
         if !slice.is_empty() {
             continue;
