@@ -25,6 +25,11 @@ mod table;
 mod tail;
 mod token;
 
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../tests/src/fuzz.rs"]
+mod fuzz;
+
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;

@@ -8,6 +8,11 @@ mod backup;
 mod config;
 mod wiring;
 
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../tests/src/fuzz.rs"]
+mod fuzz;
+
 use std::process::ExitCode;
 
 use bus::program;

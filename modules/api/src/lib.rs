@@ -30,6 +30,11 @@ pub mod table;
 pub mod validate;
 pub mod validate_pod;
 
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../../tests/src/fuzz.rs"]
+mod fuzz;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 

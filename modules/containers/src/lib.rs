@@ -25,6 +25,11 @@ pub mod state;
 pub mod status;
 pub mod volumes;
 
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../../tests/src/fuzz.rs"]
+mod fuzz;
+
 use bus::flow::Flow;
 use schemas::name::NodeName;
 use schemas::subject;
