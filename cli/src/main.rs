@@ -25,11 +25,6 @@ mod table;
 mod tail;
 mod token;
 
-/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
-#[cfg(test)]
-#[path = "../../tests/src/fuzz.rs"]
-mod fuzz;
-
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -239,6 +234,11 @@ fn completion(shell: &str) -> String {
     clap_complete::generate(shell, &mut Cli::command(), "edgewire", &mut script);
     String::from_utf8_lossy(&script).into_owned()
 }
+
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../tests/src/fuzz.rs"]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {

@@ -25,11 +25,6 @@ pub mod state;
 pub mod status;
 pub mod volumes;
 
-/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
-#[cfg(test)]
-#[path = "../../../tests/src/fuzz.rs"]
-mod fuzz;
-
 use bus::flow::Flow;
 use schemas::name::NodeName;
 use schemas::subject;
@@ -52,3 +47,8 @@ pub fn flows(node: &NodeName) -> Vec<Flow> {
         Flow::report("ew.evt.containers.*", "schemas::report::EventReport"),
     ]
 }
+
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../../tests/src/fuzz.rs"]
+mod fuzz;
