@@ -43,6 +43,12 @@ test-e2e: preflight setup build-all images previous ## The tests against real na
 faults: preflight setup images build ## Every fault on every part, under load; results into docs/reliability.md (PAIR=kill/containerd)
 	@target/debug/faults $(PAIR)
 
+.PHONY: proof
+proof: ## The simulator and the decoders for longer (SEEDS=20000 FUZZ_SECONDS=10)
+	EDGEWIRE_SIM_SEEDS=$(or $(SEEDS),20000) cargo test --workspace --test sim every_seed_holds
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),10) cargo test --workspace --test decoders
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),10) cargo test --workspace --lib --bins whatever
+
 .PHONY: lint fmt docs-check
 lint: ## Format, clippy, licences and sources of dependencies, shell scripts
 	cargo fmt --all --check

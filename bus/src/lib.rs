@@ -34,3 +34,8 @@ pub mod server;
 pub mod store;
 pub mod stream;
 pub mod tool;
+
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../tests/src/fuzz.rs"]
+mod fuzz;

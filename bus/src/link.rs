@@ -453,3 +453,31 @@ pub async fn ack_floor(bus: &Bus, stream: &str, durable: &str) -> Result<u64, Li
     let info = stream.consumer_info(durable).await.map_err(lost)?;
     Ok(info.ack_floor.stream_sequence)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_the_server_are_read_whatever_they_are() {
+        let samples = [
+            br#"{"stream":"UP","seq":7}"#.to_vec(),
+            br#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 3"}}"#.to_vec(),
+            b"$JS.ACK.KV_desired.node_n1.1.9.1.1700000000.0".to_vec(),
+            b"$JS.ACK.hub.acc.KV_desired.node_n1.1.9.1.1700000000.0.tok".to_vec(),
+        ];
+        crate::fuzz::try_bytes("a server's answer", &samples, |bytes| {
+            let _ = outcome(bytes);
+            let message = async_nats::Message {
+                subject: "$KV.desired.n1.pods.demo.a.u".into(),
+                reply: Some(String::from_utf8_lossy(bytes).into_owned().into()),
+                payload: Bytes::copy_from_slice(bytes),
+                headers: None,
+                status: None,
+                description: None,
+                length: 0,
+            };
+            let _ = pulled_of(message);
+        });
+    }
+}

@@ -16,6 +16,8 @@ use crate::failure::{Failure, Outcome};
 
 /// The largest kubeconfig that is read.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
+/// Levels that a kubeconfig may have.
+const DEPTH_MAX: usize = 128;
 
 /// What a kubeconfig says of one hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,12 +124,32 @@ fn read(path: &Path) -> Outcome<File> {
     let shown = format!("kubeconfig {}", path.display());
     let text = read_file(path, &shown)?;
     let text = String::from_utf8(text).map_err(|_| invalid(&shown, "it is not UTF-8 text"))?;
+    if is_too_deep(&text) {
+        return Err(invalid(&shown, format!("it is nested deeper than {DEPTH_MAX} levels")));
+    }
     let document = YamlOwned::load_from_str(&text).map_err(|error| invalid(&shown, error))?;
     let document = document.into_iter().next().map_or(Value::Null, to_json);
     if document.is_null() {
         return Ok(File::default());
     }
     File::deserialize(document).map_err(|error| invalid(&shown, error))
+}
+
+/// The reader of YAML follows any depth until its stack is gone. So what can nest is counted first, roughly: brackets that
+/// are open, and what stands before a line's first word.
+fn is_too_deep(text: &str) -> bool {
+    let mut open = 0usize;
+    let deep_brackets = text.chars().any(|c| {
+        match c {
+            '[' | '{' => open += 1,
+            ']' | '}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        open > DEPTH_MAX
+    });
+    // An indent of one and a mark of two (`- `, `? `) each make a level.
+    let before = |line: &str| line.chars().take_while(|c| " -?\t".contains(*c)).count();
+    deep_brackets || text.lines().any(|line| before(line) > 2 * DEPTH_MAX)
 }
 
 fn read_file(path: &Path, shown: &str) -> Outcome<Vec<u8>> {

@@ -154,3 +154,14 @@ fn what_is_wrong_is_named() {
         assert!(!line.contains("secret"), "{name} tells the token: {line}");
     }
 }
+
+#[test]
+fn a_kubeconfig_is_read_whatever_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config");
+    let sample = "apiVersion: v1\ncurrent-context: a\ncontexts:\n- name: a\n  context: {cluster: c, user: u}\nclusters:\n- name: c\n  cluster: {server: 'https://h:1'}\nusers:\n- name: u\n  user: {token: t}\nx: &a [1]\ny: *a\n";
+    crate::fuzz::try_bytes("a kubeconfig", &[sample.as_bytes().to_vec()], |bytes| {
+        std::fs::write(&path, bytes).unwrap();
+        let _ = read(&path);
+    });
+}

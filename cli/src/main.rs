@@ -255,6 +255,11 @@ fn completion(shell: &str) -> String {
     String::from_utf8_lossy(&script).into_owned()
 }
 
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../tests/src/fuzz.rs"]
+mod fuzz;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -299,4 +299,32 @@ mod tests {
             assert!(filter(bad).is_err(), "{bad:?}");
         }
     }
+
+    #[test]
+    fn whatever_is_said_can_be_shown() {
+        let samples = [
+            br#"{"c":21.4}"#.to_vec(),
+            schemas::encode(&serde_json::json!({"a": [1, -1, 2.5, null, "x"]})),
+            b"\xc7\x01\x05z\xca\x7f\x80\x00\x00\x82\x01\x02\x80\x03".to_vec(),
+            "\u{1b}[31mred\u{202e}".as_bytes().to_vec(),
+        ];
+        crate::fuzz::try_bytes("a message", &samples, |bytes| {
+            let declared = message(&[("Content-Type", schemas::envelope::CONTENT_TYPE)], bytes);
+            for message in [message(&[], bytes), declared] {
+                for (json, raw, terminal) in
+                    [(false, false, true), (true, false, false), (false, true, true), (false, true, false)]
+                {
+                    let format = Format { json, raw, terminal, colour: terminal };
+                    let at: jiff::Zoned = "2026-05-04T10:03:22+00:00[UTC]".parse().unwrap();
+                    let mut out = Vec::new();
+                    format.line(&mut out, Account::Work, &message, &at);
+                    assert!(
+                        !terminal || !out.windows(4).any(|seen| seen == b"\x1b[31"),
+                        "its colours are not ours"
+                    );
+                }
+                Format::payload(&message);
+            }
+        });
+    }
 }

@@ -51,3 +51,8 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("cloud-hub: {error:#}");
     ExitCode::FAILURE
 }
+
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../tests/src/fuzz.rs"]
+mod fuzz;

@@ -282,4 +282,24 @@ mod tests {
         assert!(parse_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi").is_err());
         assert!(parse_answer(b"rubbish").is_err());
     }
+
+    #[test]
+    fn a_token_and_the_hubs_answer_are_read_whatever_they_are() {
+        let token = base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .encode(r#"{"hubs":["https://h:1"],"ca_sha256":"00","id":"i","secret":"s"}"#);
+        let token = format!("ew1.{token}");
+        assert!(read_token(&token).is_ok());
+        crate::fuzz::try_bytes("a join token", &[token.into_bytes()], |bytes| {
+            let _ = read_token(&String::from_utf8_lossy(bytes));
+        });
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}".to_vec();
+        crate::fuzz::try_bytes("the hub's answer", &[answer], |bytes| {
+            if let Ok((_, body)) = parse_answer(bytes) {
+                assert!(body.len() <= bytes.len());
+            }
+        });
+        crate::fuzz::try_bytes("a network", &[b"10.85.0.0/24".to_vec(), b"0.0.0.0/0".to_vec()], |bytes| {
+            let _ = crate::config::Cidr::parse(&String::from_utf8_lossy(bytes)).map(|net| net.gateway());
+        });
+    }
 }

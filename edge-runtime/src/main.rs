@@ -64,3 +64,8 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
         .build()?;
     runtime.block_on(work)
 }
+
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../tests/src/fuzz.rs"]
+mod fuzz;

@@ -3,5 +3,6 @@
 pub mod cluster;
 pub mod demo;
 pub mod faults;
+pub mod fuzz;
 pub mod sim;
 pub mod tidy;

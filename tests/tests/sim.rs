@@ -1,11 +1,12 @@
 //! A thousand seeds of the simulator, and the planted bugs that it must catch.
 //!
-//! A failure prints its seed; `EDGEWIRE_SIM_SEED=<seed> cargo test -p tests --test sim one_seed -- --nocapture` runs it again,
+//! A failure prints its seed; `EDGEWIRE_SIM_SEED=<seed> cargo test --workspace --test sim one_seed -- --nocapture` runs it again,
 //! with what happened before. `EDGEWIRE_SIM_SEEDS=<count>` runs more.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // a panic is how a test fails
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tests::sim::checks::Invariant::{self, *};
 use tests::sim::planted::Planted;
 use tests::sim::{Outcome, run, run_one, server};
 
@@ -20,8 +21,8 @@ fn number(name: &str) -> Option<u64> {
 
 fn describe(seed: u64, outcome: &Outcome) -> String {
     format!(
-        "seed {seed}: {}\nrun it again: EDGEWIRE_SIM_SEED={seed} cargo test -p tests --test sim one_seed -- --nocapture",
-        outcome.failure.as_deref().unwrap_or("")
+        "seed {seed}: {:?}\nrun it again: EDGEWIRE_SIM_SEED={seed} cargo test --workspace --test sim one_seed -- --nocapture",
+        outcome.failure
     )
 }
 
@@ -87,59 +88,121 @@ fn a_leaf_that_loses_entries_is_repaired() {
     }
 }
 
-/// Some seed finds it, says so in one of these words, and finds nothing wrong without it.
-fn is_caught(planted: Planted, says: &[&str]) {
+/// Some seed finds it, by what it breaks, and finds nothing wrong without it.
+fn is_caught(planted: Planted, breaks: &[Invariant]) {
     let mut others = Vec::new();
     for seed in 0..PLANTED_SEEDS {
-        let Some(how) = run(seed, Some(planted)).failure else { continue };
-        if says.iter().any(|word| how.contains(word)) && run(seed, None).failure.is_none() {
-            println!("{planted:?} is found by seed {seed}: {how}");
+        let Some((broken, how)) = run(seed, Some(planted)).failure else { continue };
+        if breaks.contains(&broken) && run(seed, None).failure.is_none() {
+            println!("{planted:?} is found by seed {seed}, {broken:?}: {how}");
             return;
         }
-        others.push(format!("seed {seed}: {how}"));
+        others.push(format!("seed {seed}, {broken:?}: {how}"));
     }
     panic!("{planted:?} was not found within {PLANTED_SEEDS} seeds:\n{}", others.join("\n"));
 }
 
 #[test]
 fn ack_before_flush_is_caught() {
-    is_caught(Planted::AckBeforeFlush, &["never arrived", "twice"]);
+    is_caught(Planted::AckBeforeFlush, &[NothingLost, ArrivesOnceInOrder]);
 }
 
 #[test]
 fn ack_before_effects_is_caught() {
-    is_caught(
-        Planted::AckBeforeEffects,
-        &["has not the status that was reported last", "still being deleted"],
-    );
+    is_caught(Planted::AckBeforeEffects, &[StatusArrives, DeletionIsDone]);
 }
 
 #[test]
 fn cursor_without_compare_and_set_is_caught() {
-    is_caught(Planted::CursorWithoutCas, &["twice", "cursor"]);
+    is_caught(Planted::CursorWithoutCas, &[ArrivesOnceInOrder, CursorGoesUp]);
 }
 
 #[test]
 fn missing_uid_check_is_caught() {
-    is_caught(Planted::MissingUidCheck, &["a status that its node never reported of it"]);
+    is_caught(Planted::MissingUidCheck, &[StatusIsTheNodes]);
 }
 
 #[test]
 fn stale_revision_is_caught() {
-    is_caught(Planted::StaleRevision, &["by the older"]);
+    is_caught(Planted::StaleRevision, &[VersionsGoUp]);
 }
 
 #[test]
 fn lost_tombstone_is_caught() {
-    is_caught(Planted::LostTombstone, &["still runs"]);
+    is_caught(Planted::LostTombstone, &[DeletionIsDone]);
 }
 
 #[test]
 fn missed_generation_is_caught() {
-    is_caught(Planted::MissedGeneration, &["and nobody deleted it"]);
+    is_caught(Planted::MissedGeneration, &[NothingStoppedUnasked]);
 }
 
 #[test]
 fn absence_as_deletion_is_caught() {
-    is_caught(Planted::AbsenceAsDeletion, &["and nobody deleted it"]);
+    is_caught(Planted::AbsenceAsDeletion, &[NothingStoppedUnasked]);
+}
+
+#[test]
+fn act_before_flush_is_caught() {
+    is_caught(Planted::ActBeforeFlush, &[StoppedForGood, RunsOnce, AttemptsGoUp]);
+}
+
+#[test]
+fn ack_of_failed_is_caught() {
+    is_caught(Planted::AckOfFailed, &[StatusArrives, DeletionIsDone]);
+}
+
+#[test]
+fn paid_without_ack_is_caught() {
+    is_caught(Planted::PaidWithoutAck, &[NothingLost]);
+}
+
+#[test]
+fn not_restored_is_caught() {
+    is_caught(Planted::NotRestored, &[NothingLost, AttemptsGoUp]);
+}
+
+#[test]
+fn clock_trusted_is_caught() {
+    is_caught(Planted::ClockTrusted, &[NothingLost, DesiredIsActual]);
+}
+
+#[test]
+fn clock_as_sequence_is_caught() {
+    is_caught(Planted::ClockAsSequence, &[StatusArrives, DeletionIsDone]);
+}
+
+#[test]
+fn conflict_taken_for_written_is_caught() {
+    is_caught(Planted::ConflictTakenForWritten, &[StatusArrives, DeletionIsDone, DesiredIsActual]);
+}
+
+#[test]
+fn write_without_cas_is_caught() {
+    is_caught(Planted::WriteWithoutCas, &[EditsStay, DeletionIsDone]);
+}
+
+#[test]
+fn watch_gap_is_caught() {
+    is_caught(Planted::WatchGap, &[ComesToRest, DesiredIsActual, StatusArrives]);
+}
+
+#[test]
+fn cursor_read_as_zero_is_caught() {
+    is_caught(Planted::CursorReadAsZero, &[ArrivesOnceInOrder]);
+}
+
+#[test]
+fn cursor_of_another_stream_is_caught() {
+    is_caught(Planted::CursorOfAnotherStream, &[NothingLost]);
+}
+
+#[test]
+fn trim_before_commit_is_caught() {
+    is_caught(Planted::TrimBeforeCommit, &[NothingLost]);
+}
+
+#[test]
+fn tombstone_without_uid_is_caught() {
+    is_caught(Planted::TombstoneWithoutUid, &[NothingStoppedUnasked]);
 }

@@ -1,38 +1,33 @@
-//! Notices that the machine's clock was set back. Modules measure time by it (their `now`), so what they wait for would come
-//! only when the clock is where it was again, perhaps in years: they begin anew instead, as after a fall, and wait for nothing
-//! that they remember. A clock that was set forward makes what is waited for come early, which mends itself.
-
-use std::time::Instant;
+//! A clock that is set back under a running module.
+//!
+//! What a module waits for it holds as times of the wall clock: when to try again, when somebody was heard last. Set back
+//! by an hour, or from a wrong year to the right one, the clock would keep it waiting for as long. So its incarnation ends,
+//! and the next one begins with what is on disk and nothing that was reckoned by the old clock. A clock that leaps ahead
+//! only makes things due early.
 
 use schemas::Timestamp;
 
-/// A step of less than this is waited out.
-const STEP_MIN_MS: u64 = 2_000;
+/// Steps of so little are what keeps a clock right.
+pub const SET_BACK_MAX_MS: u64 = 1_000;
 
-/// The clock as it was looked at last.
+/// The wall clock, as one incarnation has seen it.
 #[derive(Debug)]
-pub(super) struct Clock {
-    wall: Timestamp,
-    at: Instant,
+pub struct Clock {
+    last: Timestamp,
 }
 
 impl Clock {
-    /// As it is now.
-    pub fn now() -> Self {
-        Self { wall: Timestamp::now(), at: Instant::now() }
+    /// The clock shows `now`.
+    pub fn new(now: Timestamp) -> Self {
+        Self { last: now }
     }
 
-    /// By how many milliseconds it was set back since the last look, if it was.
-    pub fn look(&mut self) -> Option<u64> {
-        let before = std::mem::replace(self, Self::now());
-        let passed = u64::try_from(self.at.duration_since(before.at).as_millis()).unwrap_or(u64::MAX);
-        set_back(before.wall, self.wall, passed)
+    /// The clock shows `now`. Gives by how many milliseconds it was set back, if that is too much to go on.
+    pub fn shows(&mut self, now: Timestamp) -> Option<u64> {
+        let back_ms = self.last.since_ms(now);
+        self.last = now;
+        (back_ms > SET_BACK_MAX_MS).then_some(back_ms)
     }
-}
-
-fn set_back(before: Timestamp, now: Timestamp, passed_ms: u64) -> Option<u64> {
-    let by = before.plus_ms(passed_ms).since_ms(now);
-    (by >= STEP_MIN_MS).then_some(by)
 }
 
 #[cfg(test)]
@@ -40,18 +35,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_step_back_counts() {
-        const YEARS_MS: u64 = 5 * 365 * 86_400_000;
-        for (name, now, passed, want) in [
-            ("as time goes", 10_500, 500, None),
-            ("slewed", 10_400, 500, None),
-            ("a second back", 9_500, 500, None),
-            ("an hour back", 10_500 - 3_600_000, 500, Some(3_600_000)),
-            ("back behind 1970", 10_500 - YEARS_MS as i64, 500, Some(YEARS_MS)),
-            ("forward", 10_500 + YEARS_MS as i64, 500, None),
-            ("asleep: the wall clock went on alone", 10_000 + YEARS_MS as i64, 500, None),
-        ] {
-            assert_eq!(set_back(Timestamp(10_000), Timestamp(now), passed), want, "{name}");
-        }
+    fn only_a_clock_that_is_set_back_is_told() {
+        let mut clock = Clock::new(Timestamp(10_000));
+        assert_eq!(clock.shows(Timestamp(10_001)), None);
+        assert_eq!(clock.shows(Timestamp(9_001)), None, "a small step");
+        assert_eq!(clock.shows(Timestamp(5_000_000)), None, "ahead");
+        assert_eq!(clock.shows(Timestamp(1_000)), Some(4_999_000));
+        assert_eq!(clock.shows(Timestamp(1_001)), None, "told once");
     }
 }

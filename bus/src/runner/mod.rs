@@ -5,7 +5,7 @@
 //! acknowledge a delivery only when all of its own effects succeeded. Whatever fails here fails the incarnation; the
 //! [host](crate::host) starts another.
 
-mod clock;
+pub mod clock;
 mod sources;
 
 use std::collections::VecDeque;
@@ -20,6 +20,8 @@ use schemas::subject;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use clock::Clock;
 
 use crate::connection::{Bus, Handles, to_nats};
 use crate::durable::{Changes, Durable, DurableError, Owed, Part};
@@ -67,10 +69,10 @@ pub enum RunError {
         cause: String,
     },
     /// The machine's clock was set back: see [`clock`].
-    #[error("EW-CLOCK-BACK: the machine's clock was set back by {} s; the module begins anew with it", .by_ms / 1000)]
-    Clock {
+    #[error("EW-CLOCK-BACK: the machine's clock was set back by {} s; the module begins anew with it", .back_ms / 1000)]
+    ClockSetBack {
         /// By how much.
-        by_ms: u64,
+        back_ms: u64,
     },
 }
 
@@ -118,17 +120,22 @@ pub async fn run<M: Module, R: Rim<M>>(
     let mut work =
         Work { spec, bus: &bus, rim, feed: feed.clone(), acts: JoinSet::new(), waiting: VecDeque::new() };
     let saved = part.saved()?;
-    let effects = module.restore(saved, Timestamp::now());
+    let began = Timestamp::now();
+    let mut clock = Clock::new(began);
+    let effects = module.restore(saved, began);
     let mut slice = vec![(effects, None)];
     let mut tick = tokio::time::interval(spec.tick);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut inputs = Vec::with_capacity(SLICE_MAX);
-    let mut clock = clock::Clock::now();
     running();
     loop {
         let written = work.carry_out(std::mem::take(&mut slice), &mut part, &owes).await?;
+        let now = Timestamp::now();
+        if let Some(back_ms) = clock.shows(now) {
+            return Err(RunError::ClockSetBack { back_ms });
+        }
         for input in written {
-            slice.push((module.apply(input, Timestamp::now()), None));
+            slice.push((module.apply(input, now), None));
         }
         if !slice.is_empty() {
             continue;
@@ -156,9 +163,6 @@ pub async fn run<M: Module, R: Rim<M>>(
             }
             failed = &mut paying => return Err(failed.into()),
             _ = tick.tick() => {
-                if let Some(by_ms) = clock.look() {
-                    return Err(RunError::Clock { by_ms });
-                }
                 slice.push((module.apply(Input::Tick, Timestamp::now()), None));
             }
             count = fed.recv_many(&mut inputs, SLICE_MAX) => {

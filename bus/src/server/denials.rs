@@ -140,4 +140,17 @@ mod tests {
         let denial = denial(line).unwrap();
         assert_eq!((denial.user.as_str(), denial.subject.as_str()), ("pod-x", "b.c"));
     }
+
+    #[test]
+    fn whatever_a_server_logs_is_read() {
+        let line = r#"[1] 2026/11/22 13:23:20.7 [ERR] 127.0.0.1:1 - cid:6 - "v2:py:x" - "A/user:pod-x" - Publish Violation - Subject "b.c""#;
+        let other =
+            r#"[1] 2026/11/22 13:23:21.1 [ERR] 127.0.0.1:1 - cid:7 - authentication error - User "nobody""#;
+        let samples = [line.as_bytes().to_vec(), other.as_bytes().to_vec()];
+        crate::fuzz::try_bytes("a server's log", &samples, |bytes| {
+            let found = denials(&String::from_utf8_lossy(bytes));
+            assert!(found.len() <= LINES_MAX);
+            found.iter().for_each(|denial| drop(denial.record("n1", Timestamp(0))));
+        });
+    }
 }

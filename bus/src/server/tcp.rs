@@ -84,38 +84,46 @@ fn dump(
     for _ in 0..DATAGRAMS_MAX {
         let mut datagram = Vec::with_capacity(DATAGRAM_MAX_BYTES);
         socket.recv(&mut datagram, 0)?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
-            // Messages are aligned to four bytes.
-            let length = (message.header.length as usize).next_multiple_of(4);
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response))
-                    if own.is_none_or(|own| own.contains(&response.header.inode)) =>
-                {
-                    let id = &response.header.socket_id;
-                    let peer = SocketAddr::new(id.destination_address, id.destination_port);
-                    found.extend(response.nlas.iter().find_map(|nla| match nla {
-                        Nla::TcpInfo(info) => Some(Connection {
-                            peer,
-                            received_bytes: info.bytes_received,
-                            taken_bytes: info.bytes_acked,
-                            quiet_ms: u64::from(info.last_data_recv),
-                        }),
-                        _ => None,
-                    }));
-                }
-                _ => {}
-            }
-            match rest.get(length..) {
-                Some(next) if length > 0 => rest = next,
-                _ => break,
-            }
+        if read(&datagram, own, found)? {
+            return Ok(());
         }
     }
     Err(io::Error::other("the kernel's list of connections does not end"))
+}
+
+/// Takes what one datagram says; `true` when it was the last.
+fn read(datagram: &[u8], own: Option<&BTreeSet<u32>>, found: &mut Vec<Connection>) -> io::Result<bool> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
+        // Messages are aligned to four bytes.
+        let length = (message.header.length as usize).next_multiple_of(4);
+        match message.payload {
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response))
+                if own.is_none_or(|own| own.contains(&response.header.inode)) =>
+            {
+                let id = &response.header.socket_id;
+                let peer = SocketAddr::new(id.destination_address, id.destination_port);
+                found.extend(response.nlas.iter().find_map(|nla| match nla {
+                    Nla::TcpInfo(info) => Some(Connection {
+                        peer,
+                        received_bytes: info.bytes_received,
+                        taken_bytes: info.bytes_acked,
+                        quiet_ms: u64::from(info.last_data_recv),
+                    }),
+                    _ => None,
+                }));
+            }
+            _ => {}
+        }
+        match rest.get(length..) {
+            Some(next) if length > 0 => rest = next,
+            _ => break,
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -144,5 +152,20 @@ mod tests {
             drop((near, far));
             assert_eq!(connections(&[to], None).unwrap(), []);
         }
+    }
+
+    #[test]
+    fn the_kernels_answers_are_read_whatever_they_are() {
+        // Done; an error; an answer (type 20) of the length of its header with one attribute, TCP_INFO (2), cut off.
+        let done = b"\x14\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+        let error =
+            b"\x24\0\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\xff\xff\xff\xff\x14\0\0\0\x14\0\0\0\0\0\0\0\0\0\0\0"
+                .to_vec();
+        let mut answer = b"\x60\0\0\0\x14\0\0\0\0\0\0\0\0\0\0\0\x02\x01\0\0".to_vec();
+        answer.resize(16 + 72, 0);
+        answer.extend(b"\x08\0\x02\0\0\0\0\0");
+        crate::fuzz::try_bytes("the kernel's answer", &[done, error, answer], |bytes| {
+            let _ = read(bytes, None, &mut Vec::new());
+        });
     }
 }

@@ -331,4 +331,13 @@ mod tests {
         }
         assert_eq!(issuer(&CertificateDer::from(&b"\x30\x84\xff\xff\xff\xff"[..])), None);
     }
+
+    #[test]
+    fn whatever_is_sent_as_a_certificate_is_read() {
+        let (chain, _) = hub();
+        let samples: Vec<Vec<u8>> = chain.iter().map(|der| der.to_vec()).collect();
+        crate::fuzz::try_bytes("a certificate", &samples, |bytes| {
+            let _ = issuer(&CertificateDer::from(bytes.to_vec()));
+        });
+    }
 }

@@ -374,4 +374,17 @@ mod tests {
         }
         assert_eq!(shown(&"x".repeat(100)).chars().count(), SHOWN_MAX_CHARS + 1);
     }
+
+    #[test]
+    fn whatever_the_other_end_says_is_read() {
+        let samples = [
+            b"INFO {\"version\":\"2.15.1\",\"server_id\":\"x\"}\r\n".to_vec(),
+            b"Mon, 04 May 2026 10:00:00 GMT".to_vec(),
+        ];
+        crate::fuzz::try_bytes("what a door says", &samples, |bytes| {
+            let _ = version(bytes);
+            let text = String::from_utf8_lossy(bytes);
+            let _ = (http_date(&text), shown(&text));
+        });
+    }
 }

@@ -220,4 +220,12 @@ mod tests {
             assert!(found[1].1.contains(words), "{found:?}");
         }
     }
+
+    #[test]
+    fn the_kernels_table_is_read_whatever_it_holds() {
+        let table = "  0: 0100007F:075B 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 77 1\n";
+        crate::fuzz::try_bytes("the kernel's table", &[table.as_bytes().to_vec()], |bytes| {
+            parse(&String::from_utf8_lossy(bytes));
+        });
+    }
 }

@@ -176,4 +176,19 @@ mod tests {
             assert!(parse(bad).unwrap_err().contains("not a whole join token"), "{bad}");
         }
     }
+
+    #[test]
+    fn whatever_is_typed_is_read() {
+        let token = BASE64_URL_SAFE_NO_PAD
+            .encode(r#"{"hubs":["https://h:1"],"ca_sha256":"00","id":"i","secret":"s"}"#);
+        let samples =
+            ["https://[2001:db8::1]:6443/", "hub.example:1", "10.0.0.0/8", "1h30m", &format!("ew1.{token}")];
+        let samples: Vec<Vec<u8>> = samples.iter().map(|sample| sample.as_bytes().to_vec()).collect();
+        crate::fuzz::try_bytes("what is typed", &samples, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let _ = parse(&text);
+            let _ = crate::duration::parse(&text);
+            let _ = crate::check::network::Net::parse(&text).map(|net| net.gateway());
+        });
+    }
 }

@@ -70,3 +70,8 @@ pub struct Parts {
 pub async fn run(config: Config, parts: Parts, stop: CancellationToken) -> Result<(), ServeError> {
     Server::bind(config, parts).await?.run(stop).await
 }
+
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../../tests/src/fuzz.rs"]
+mod fuzz;

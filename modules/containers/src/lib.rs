@@ -47,3 +47,8 @@ pub fn flows(node: &NodeName) -> Vec<Flow> {
         Flow::report("ew.evt.containers.*", "schemas::report::EventReport"),
     ]
 }
+
+/// What decoders are tried with: the file needs nothing but std, and stands with the tests of all crates.
+#[cfg(test)]
+#[path = "../../../tests/src/fuzz.rs"]
+mod fuzz;

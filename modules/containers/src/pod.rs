@@ -223,8 +223,9 @@ impl PodState {
             }
             Phase::Ended(ended) => {
                 let restart = record.replaced || self.restarts(name, ended.code);
-                // One that ended in time to come did so by another clock: nobody waits for that.
-                let due = record.replaced || self.restart_at(record, ended) <= now || ended.finished_at > now;
+                // An end that is still to come was told by a clock that has been set back since.
+                let set_back = ended.finished_at.since_ms(now) > BACKOFF_MIN_MS;
+                let due = record.replaced || set_back || self.restart_at(record, ended) <= now;
                 let retried = self.failures.get(name).is_none_or(|failure| failure.retry_at <= now);
                 (restart && due && retried).then(|| start(record.attempt.saturating_add(1)))
             }

@@ -144,7 +144,8 @@ impl Containers {
             return;
         };
         if step == Step::Forget {
-            self.pods.remove(uid);
+            let said = self.pods.remove(uid).map_or(0, |pod| pod.record.report_sequence);
+            out.extend(self.rewound.said_last(said));
             out.push(Effect::Forget { key: format!("{POD_PREFIX}{uid}") });
             return;
         }
@@ -220,6 +221,8 @@ impl Module for Containers {
                 }
             } else if key == rewound::KEY {
                 self.rewound.restore(&value);
+            } else if key == rewound::SAID_KEY {
+                self.rewound.restore_said(&value);
             } else if key.starts_with(DATA_PREFIX) {
                 match schemas::decode::<DataRecord>(&value) {
                     Ok(data) => {

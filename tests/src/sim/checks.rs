@@ -18,6 +18,47 @@ use super::server::{HUB, ORIGIN};
 use super::users::{self, LABEL, VERSION};
 use super::world::World;
 
+/// What Edgewire promises, as the simulator holds it to. The first group at every step, the rest once all has healed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Invariant {
+    /// A stored message arrives at the hub once, and in the order of its lane.
+    ArrivesOnceInOrder,
+    /// A cursor goes up only, but with another stream.
+    CursorGoesUp,
+    /// A pod that nobody deleted is never stopped, whatever the hub says or forgets.
+    NothingStoppedUnasked,
+    /// A container that nobody edited is never replaced.
+    NothingReplacedUnasked,
+    /// A container runs once on its node.
+    RunsOnce,
+    /// What was stopped for good is not started again.
+    StoppedForGood,
+    /// A container's attempts are numbered upwards, whatever falls: the number says what is an old one.
+    AttemptsGoUp,
+    /// The hub removes no object, and tells no node that one is gone, unless somebody deleted it.
+    NothingRemovedUnasked,
+    /// A node never goes back to an older version of an object.
+    VersionsGoUp,
+    /// A pod has no status but one that its node reported of this pod.
+    StatusIsTheNodes,
+    /// Every message and report that was on a node's disk arrives.
+    NothingLost,
+    /// The status that was reported last is the status that the API shows.
+    StatusArrives,
+    /// A user's edit is there, whoever else wrote the object.
+    EditsStay,
+    /// What is deleted ends, and goes.
+    DeletionIsDone,
+    /// Every pod gets a node, is reported, and runs there; nothing else does.
+    DesiredIsActual,
+    /// A node has what it shall have, and nothing else.
+    NodeHasWhatIsDesired,
+    /// A pod's files show the last edit of its ConfigMap.
+    FilesAreNew,
+    /// When nothing goes wrong any more, everything comes to rest.
+    ComesToRest,
+}
+
 /// What came up in one history of the hub's store.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
@@ -30,7 +71,7 @@ pub struct Ledger {
 #[derive(Default)]
 pub struct Checks {
     /// The first thing that did not hold.
-    pub failure: Option<String>,
+    pub failure: Option<(Invariant, String)>,
     /// Of the hub's present history.
     pub ledger: Ledger,
     /// The hub's store was replaced: it may know less than the nodes, or something else.
@@ -48,6 +89,7 @@ pub struct Checks {
     /// Nodes that lost their disk and are not back: what ends there now, nobody will remember.
     forgetful: BTreeSet<usize>,
     runs: BTreeMap<(usize, String, String), bool>,
+    attempts: BTreeMap<(usize, String, String), u32>,
     files: BTreeMap<(usize, String), BTreeMap<String, Data>>,
     /// Versions that the hub told nodes since its store was replaced: subject of the entry, and version.
     told: BTreeSet<(String, u64)>,
@@ -55,9 +97,9 @@ pub struct Checks {
 
 impl Checks {
     /// Something does not hold.
-    pub fn fail(&mut self, what: impl Into<String>) {
+    pub fn fail(&mut self, broken: Invariant, what: impl Into<String>) {
         if self.failure.is_none() {
-            self.failure = Some(what.into());
+            self.failure = Some((broken, what.into()));
         }
     }
 
@@ -77,13 +119,24 @@ impl Checks {
     }
 
     /// A container was started.
-    pub fn started(&mut self, edge: usize, uid: &str, container: &str) {
+    pub fn started(&mut self, edge: usize, uid: &str, container: &str, attempt: u32) {
         if self.stopped.contains(&(edge, uid.to_owned())) {
-            self.fail(format!("pod {uid} was started again on node {edge} after it was stopped for good"));
+            self.fail(
+                Invariant::StoppedForGood,
+                format!("pod {uid} was started again on node {edge} after it was stopped for good"),
+            );
         }
         let key = (edge, uid.to_owned(), container.to_owned());
+        if let Some(before) = self.attempts.insert(key.clone(), attempt).filter(|before| attempt <= *before) {
+            let what =
+                format!("container {container} of pod {uid} is started as attempt {attempt} after {before}");
+            self.fail(Invariant::AttemptsGoUp, what);
+        }
         if self.runs.insert(key, true) == Some(true) {
-            self.fail(format!("container {container} of pod {uid} runs twice on node {edge}"));
+            self.fail(
+                Invariant::RunsOnce,
+                format!("container {container} of pod {uid} runs twice on node {edge}"),
+            );
         }
     }
 
@@ -126,14 +179,20 @@ impl Checks {
     /// A container is stopped, to be started anew.
     pub fn replaced(&mut self, edge: usize, uid: &str) {
         if !self.edited.contains(uid) {
-            self.fail(format!("an unchanged container of pod {uid} is restarted on node {edge}"));
+            self.fail(
+                Invariant::NothingReplacedUnasked,
+                format!("an unchanged container of pod {uid} is restarted on node {edge}"),
+            );
         }
     }
 
     /// A pod is stopped for good.
     pub fn stopped(&mut self, edge: usize, uid: &str) {
         if !self.doomed.contains(uid) {
-            self.fail(format!("pod {uid} is stopped on node {edge}, and nobody deleted it"));
+            self.fail(
+                Invariant::NothingStoppedUnasked,
+                format!("pod {uid} is stopped on node {edge}, and nobody deleted it"),
+            );
         }
         if !self.forgetful.contains(&edge) {
             self.stopped.insert((edge, uid.to_owned()));
@@ -154,10 +213,7 @@ pub fn owed(w: &mut World, at: usize, owed: &Owed) {
     if let Ok(report) = schemas::decode::<PodReport>(&owed.payload) {
         let of = (report.uid.clone(), report.sequence);
         w.checks.reports.insert(of, report.status.clone());
-        let last = w.checks.last_report.get(&report.uid).map_or(0, |last| last.sequence);
-        if report.sequence > last {
-            w.checks.last_report.insert(report.uid.clone(), report);
-        }
+        w.checks.last_report.insert(report.uid.clone(), report);
     }
 }
 
@@ -194,7 +250,10 @@ pub fn stored(w: &mut World, at: usize, stream: &str, before: Option<&Stored>, s
             && key.plural == "pods"
             && !w.checks.doomed.contains(&key.uid)
         {
-            w.checks.fail(format!("the hub tells {node} that {} is gone, and nobody deleted it", key.uid));
+            w.checks.fail(
+                Invariant::NothingRemovedUnasked,
+                format!("the hub tells {node} that {} is gone, and nobody deleted it", key.uid),
+            );
         }
     }
 }
@@ -212,7 +271,10 @@ fn arrived(w: &mut World, stored: &Stored) {
     let last = w.checks.ledger.arrived.insert(of.clone(), sequence).unwrap_or(0);
     if sequence <= last {
         let what = if sequence == last { "twice" } else { "twice or out of order" };
-        w.checks.fail(format!("message {sequence} of {of} arrives {what}, after {last}"));
+        w.checks.fail(
+            Invariant::ArrivesOnceInOrder,
+            format!("message {sequence} of {of} arrives {what}, after {last}"),
+        );
     }
     let edge = w.edges.iter().position(|edge| edge.name.as_str() == node).map_or(0, |edge| edge + 1);
     w.checks.waiting.remove(&format!("{edge} {origin}"));
@@ -223,15 +285,17 @@ fn arrived(w: &mut World, stored: &Stored) {
 
 fn cursor_moved(w: &mut World, stored: &Stored) {
     let Ok(cursor) = schemas::decode::<Cursor>(&stored.payload) else {
-        w.checks.fail("a cursor cannot be read");
+        w.checks.fail(Invariant::CursorGoesUp, "a cursor cannot be read");
         return;
     };
     let before = w.checks.ledger.cursors.insert(stored.subject.clone(), cursor.clone());
     if let Some(before) = before.filter(|before| before.outbox_generation == cursor.outbox_generation)
         && cursor.sequence <= before.sequence
     {
-        w.checks
-            .fail(format!("cursor {} goes from {} to {}", stored.subject, before.sequence, cursor.sequence));
+        w.checks.fail(
+            Invariant::CursorGoesUp,
+            format!("cursor {} goes from {} to {}", stored.subject, before.sequence, cursor.sequence),
+        );
     }
 }
 
@@ -250,13 +314,16 @@ fn local_written(w: &mut World, edge: usize, before: Option<&Stored>, stored: &S
         let key = stored.subject.strip_prefix("$KV.local.").unwrap_or("");
         let told = (format!("$KV.desired.{}.{key}", w.edges[edge].name), version(after));
         if version(after) < version(before) && !w.checks.told.contains(&told) {
-            w.checks.fail(format!(
-                "node {edge} replaces version {} of {} {} by the older {}",
-                version(before),
-                after.kind(),
-                after.name(),
-                version(after)
-            ));
+            w.checks.fail(
+                Invariant::VersionsGoUp,
+                format!(
+                    "node {edge} replaces version {} of {} {} by the older {}",
+                    version(before),
+                    after.kind(),
+                    after.name(),
+                    version(after)
+                ),
+            );
         }
     }
 }
@@ -268,7 +335,10 @@ fn object_written(w: &mut World, before: Option<&Stored>, stored: &Stored) {
     }
     if stored.is_tombstone() {
         if !w.checks.doomed.contains(object.uid()) {
-            w.checks.fail(format!("the hub removes pod {}, and nobody deleted it", object.uid()));
+            w.checks.fail(
+                Invariant::NothingRemovedUnasked,
+                format!("the hub removes pod {}, and nobody deleted it", object.uid()),
+            );
         }
         return;
     }
@@ -284,7 +354,10 @@ fn object_written(w: &mut World, before: Option<&Stored>, stored: &Stored) {
     let reported = w.checks.reports.get(&(object.uid().to_owned(), sequence));
     let same = reported.is_some_and(|status| same_status(&object, status));
     if !same {
-        w.checks.fail(format!("pod {} has a status that its node never reported of it", object.uid()));
+        w.checks.fail(
+            Invariant::StatusIsTheNodes,
+            format!("pod {} has a status that its node never reported of it", object.uid()),
+        );
     }
 }
 
@@ -298,48 +371,62 @@ fn same_status(pod: &Object, status: &Value) -> bool {
 }
 
 /// What does not hold although the world has come to rest.
-pub fn at_rest(w: &World) -> Vec<String> {
+pub fn at_rest(w: &World) -> Vec<(Invariant, String)> {
     let mut wrong = Vec::new();
     if !w.hub.is_idle() {
-        wrong.push("the hub's modules are not done".to_owned());
+        wrong.push((Invariant::ComesToRest, "the hub's modules are not done".to_owned()));
     }
     let checks = &w.checks;
     if let Some(first) = checks.waiting.first() {
-        wrong.push(format!("{} stored messages never arrived, such as {first}", checks.waiting.len()));
+        wrong.push((
+            Invariant::NothingLost,
+            format!("{} stored messages never arrived, such as {first}", checks.waiting.len()),
+        ));
     }
     if let Some(first) = checks.owed.first() {
-        wrong.push(format!("{} owed reports never arrived, such as {first}", checks.owed.len()));
+        wrong.push((
+            Invariant::NothingLost,
+            format!("{} owed reports never arrived, such as {first}", checks.owed.len()),
+        ));
     }
     let pods = users::pods(w);
     for edge in 0..w.edges.len() {
         if !w.edges[edge].is_settled() {
-            wrong.push(format!("node {edge} is not settled"));
+            wrong.push((Invariant::ComesToRest, format!("node {edge} is not settled")));
         }
         node_at_rest(w, edge, &pods, &mut wrong);
     }
     for pod in &pods {
         let uid = pod.uid();
         if pod.text(&["spec", "nodeName"]).is_empty() && !checks.diverged {
-            wrong.push(format!("pod {uid} has no node"));
+            wrong.push((Invariant::DesiredIsActual, format!("pod {uid} has no node")));
         }
         match checks.last_report.get(uid) {
             Some(report) if !same_status(pod, &report.status) => {
-                wrong.push(format!("pod {uid} has not the status that was reported last"));
+                wrong.push((
+                    Invariant::StatusArrives,
+                    format!("pod {uid} has not the status that was reported last"),
+                ));
             }
-            None if !checks.diverged => wrong.push(format!("pod {uid} was never reported")),
+            None if !checks.diverged => {
+                wrong.push((Invariant::DesiredIsActual, format!("pod {uid} was never reported")))
+            }
             _ => {}
         }
     }
     for pod in &pods {
         let (have, want) = (pod.label(LABEL).unwrap_or(""), w.users.labels.get(pod.uid()));
         if want.is_some_and(|want| want != have) {
-            wrong.push(format!("pod {} has label {have}, a user set {want:?}", pod.uid()));
+            wrong.push((
+                Invariant::EditsStay,
+                format!("pod {} has label {have}, a user set {want:?}", pod.uid()),
+            ));
         }
     }
     wrong
 }
 
-fn node_at_rest(w: &World, edge: usize, pods: &[Object], wrong: &mut Vec<String>) {
+fn node_at_rest(w: &World, edge: usize, pods: &[Object], wrong: &mut Vec<(Invariant, String)>) {
     let name = w.edges[edge].name.as_str();
     let (desired, local) = (desired_of(w, edge), local_of(w, edge));
     let running = w.edges[edge].running();
@@ -350,9 +437,12 @@ fn node_at_rest(w: &World, edge: usize, pods: &[Object], wrong: &mut Vec<String>
             continue; // deleted in a history that the hub has lost
         }
         if pod.is_deleting() {
-            wrong.push(format!("pod {uid} is still being deleted on node {edge}"));
+            wrong.push((
+                Invariant::DeletionIsDone,
+                format!("pod {uid} is still being deleted on node {edge}"),
+            ));
         } else if !running.contains(uid) {
-            wrong.push(format!("pod {uid} does not run on node {edge}"));
+            wrong.push((Invariant::DesiredIsActual, format!("pod {uid} does not run on node {edge}")));
         }
         files_at_rest(w, edge, pod, wrong);
     }
@@ -361,7 +451,7 @@ fn node_at_rest(w: &World, edge: usize, pods: &[Object], wrong: &mut Vec<String>
     }
     for uid in &running {
         if !pods.iter().filter(here).any(|pod| pod.uid() == uid) {
-            wrong.push(format!("pod {uid} still runs on node {edge}"));
+            wrong.push((Invariant::DeletionIsDone, format!("pod {uid} still runs on node {edge}")));
         }
     }
     for (key, (_, entry)) in &desired {
@@ -371,17 +461,23 @@ fn node_at_rest(w: &World, edge: usize, pods: &[Object], wrong: &mut Vec<String>
             object => held == Some(object),
         };
         if !same {
-            wrong.push(format!("node {edge} has {} {} otherwise than desired", key.plural, key.name));
+            wrong.push((
+                Invariant::NodeHasWhatIsDesired,
+                format!("node {edge} has {} {} otherwise than desired", key.plural, key.name),
+            ));
         }
     }
     for (key, entry) in &local {
         if entry.desired.content != Content::Tombstone && !desired.contains_key(key) {
-            wrong.push(format!("node {edge} has {} {}, which is not desired", key.plural, key.name));
+            wrong.push((
+                Invariant::NodeHasWhatIsDesired,
+                format!("node {edge} has {} {}, which is not desired", key.plural, key.name),
+            ));
         }
     }
 }
 
-fn files_at_rest(w: &World, edge: usize, pod: &Object, wrong: &mut Vec<String>) {
+fn files_at_rest(w: &World, edge: usize, pod: &Object, wrong: &mut Vec<(Invariant, String)>) {
     if w.checks.diverged {
         return;
     }
@@ -392,7 +488,10 @@ fn files_at_rest(w: &World, edge: usize, pod: &Object, wrong: &mut Vec<String>) 
         let files = w.checks.files.get(&(edge, pod.uid().to_owned()));
         let have = files.and_then(|files| files.get(name)?.get("version").cloned()).unwrap_or_default();
         if have != want.as_bytes() {
-            wrong.push(format!("pod {} on node {edge} has an old ConfigMap {name}", pod.uid()));
+            wrong.push((
+                Invariant::FilesAreNew,
+                format!("pod {} on node {edge} has an old ConfigMap {name}", pod.uid()),
+            ));
         }
     }
 }

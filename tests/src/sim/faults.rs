@@ -3,12 +3,14 @@
 use super::hub;
 use super::node;
 use super::server::{self, HUB};
-use super::world::{Link, MS, S, World};
+use super::world::{EPOCH_MS, Link, MS, S, World};
 use bytes::Bytes;
 use schemas::envelope::Headers;
 use schemas::subject;
 
 use super::jetstream::New;
+
+const HOUR_MS: i64 = 3_600_000;
 
 /// Something that goes wrong. Whatever it stops is started again by itself, some time later.
 pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
@@ -16,7 +18,7 @@ pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
     let edge = usize::try_from(w.random.below(edges)).unwrap_or(0);
     let pause =
         if w.random.per_mille(300) { w.random.between(S, 20 * S) } else { w.random.between(50 * MS, 3 * S) };
-    match w.random.below(100) {
+    match w.random.below(108) {
         0..18 => {
             w.tell(|| format!("link {edge} is cut for {} ms", pause / MS));
             w.edges[edge].link.cut = true;
@@ -68,10 +70,14 @@ pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
         }
         90..92 => hub::back_up(w),
         92..93 => hub::lose_consumers(w),
+        93..101 => {
+            let at = usize::try_from(w.random.below(edges + 1)).unwrap_or(HUB);
+            set_clock(w, at);
+        }
         _ => {
             let replaced = hub_may_be_replaced && w.random.per_mille(600);
             hub::stop(w);
-            server::stop(w, HUB);
+            server::lose_power(w, HUB);
             if replaced {
                 let by_backup = w.random.per_mille(700);
                 hub::replace_store(w, by_backup);
@@ -82,6 +88,19 @@ pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
             });
         }
     }
+}
+
+/// A machine's clock leaps: as one without a battery does, as summer time does on the wrong kind of clock, far ahead, or right.
+fn set_clock(w: &mut World, at: usize) {
+    w.servers[at].clock_off_ms = match w.random.below(5) {
+        0 => -EPOCH_MS,
+        1 => -HOUR_MS,
+        2 => 5 * 365 * 24 * HOUR_MS,
+        3 => 30 * 1_000,
+        _ => 0,
+    };
+    let shows = w.now(at);
+    w.tell(|| format!("the clock of machine {at} is set to {}", shows.rfc3339()));
 }
 
 /// The node's store loses its bucket, or some of it, while its server is down, and mostly its runtime too.
@@ -129,6 +148,10 @@ pub fn say(w: &mut World) {
 /// Everything runs, and every link is good.
 pub fn heal(w: &mut World) {
     w.tell(|| "everything heals".to_owned());
+    // A clock that is wrong must do no harm, and one that is set right must do none either.
+    if w.random.per_mille(500) {
+        w.servers.iter_mut().for_each(|place| place.clock_off_ms = 0);
+    }
     server::start(w, HUB);
     hub::start(w);
     for edge in 0..w.edges.len() {

@@ -85,6 +85,10 @@ pub struct Stream {
     size_bytes: u64,
     ids: BTreeMap<String, (u64, u64)>,
     consumers: BTreeMap<String, Consumer>,
+    /// The consumers as they are on disk.
+    flushed: BTreeMap<String, Consumer>,
+    /// Trimmed, but not yet on disk.
+    trimmed: Vec<Stored>,
 }
 
 /// A message to store.
@@ -110,6 +114,8 @@ impl Stream {
             size_bytes: 0,
             ids: BTreeMap::new(),
             consumers: BTreeMap::new(),
+            flushed: BTreeMap::new(),
+            trimmed: Vec::new(),
         }
     }
 
@@ -240,8 +246,32 @@ impl Stream {
             .map(|(sequence, _)| *sequence)
             .collect();
         for sequence in gone {
+            self.trimmed.extend(self.messages.get(&sequence).cloned());
             self.drop_message(sequence);
         }
+    }
+
+    /// All is on disk.
+    fn flush(&mut self) {
+        self.flushed.clone_from(&self.consumers);
+        self.trimmed.clear();
+    }
+
+    /// The power fails. Messages are on disk, each before its acknowledgement; where consumers stand and what was
+    /// trimmed is written later, so consumers fall back, and what was trimmed last is there again.
+    fn lose_unflushed(&mut self, kept_per_mille: u64) {
+        let kept = self.trimmed.len() as u64 * kept_per_mille / 1_000;
+        for stored in self.trimmed.split_off(usize::try_from(kept).unwrap_or(0)) {
+            self.size_bytes += stored.size_bytes();
+            self.by_subject.entry(stored.subject.clone()).or_default().insert(stored.sequence);
+            self.messages.insert(stored.sequence, stored);
+        }
+        for (name, consumer) in &mut self.consumers {
+            if let Some(flushed) = self.flushed.get(name).filter(|_| kept_per_mille < 1_000) {
+                consumer.clone_from(flushed);
+            }
+        }
+        self.flush();
     }
 
     /// What matches, from a sequence on, in order.
@@ -434,6 +464,16 @@ impl Server {
             .iter_mut()
             .find(|(_, stream)| stream.captures(subject))
             .map(|(name, stream)| (name.as_str(), stream))
+    }
+
+    /// All is on disk.
+    pub fn flush(&mut self) {
+        self.streams.values_mut().for_each(Stream::flush);
+    }
+
+    /// The power fails: so much of what was not flushed is kept.
+    pub fn lose_unflushed(&mut self, kept_per_mille: u64) {
+        self.streams.values_mut().for_each(|stream| stream.lose_unflushed(kept_per_mille));
     }
 
     /// The server starts again.

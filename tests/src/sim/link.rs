@@ -5,7 +5,7 @@ use schemas::subject::{self, DesiredKey, Lane};
 use sync::edge::{Act, Done, Sync};
 
 use super::jetstream::{MSG_ID, New, Refused};
-use super::planted;
+use super::planted::{self, Planted};
 use super::runner;
 use super::server::{self, HUB};
 use super::world::{Asker, MS, S, World};
@@ -65,6 +65,11 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
         }
         Act::Commit { lane, round, messages, cursor, expect_revision } => {
             let stream = lane.hub_stream();
+            if w.planted == Some(Planted::TrimBeforeCommit)
+                && let Some(stream) = w.servers[edge + 1].server.stream_mut(lane.edge_stream())
+            {
+                stream.purge(lane.filter(), cursor.sequence);
+            }
             let sent_us = w.at_us;
             let bytes = messages.iter().map(|message| message.payload.len() + 200).sum();
             let mut batch: Vec<New> = messages

@@ -118,7 +118,7 @@ pub fn stop(w: &mut World, edge: usize) {
 pub fn power_off(w: &mut World, edge: usize) {
     w.tell(|| format!("node {edge} loses power"));
     stop(w, edge);
-    server::stop(w, edge + 1);
+    server::lose_power(w, edge + 1);
     for container in w.edges[edge].containerd.containers.values_mut() {
         container.state = ContainerState::Lost;
     }
@@ -163,7 +163,7 @@ pub fn crash_container(w: &mut World, edge: usize) {
         .collect();
     let Some(id) = w.random.pick(&ids).cloned() else { return };
     w.tell(|| format!("container {id:.8} on node {edge} ends by itself"));
-    let exit = exit(w, 1);
+    let exit = exit(w, edge, 1);
     end(w, edge, &id, exit);
     let incarnation = w.edges[edge].containers.incarnation;
     if w.edges[edge].containerd.up {
@@ -184,8 +184,8 @@ pub fn restart_module(w: &mut World, edge: usize, sync: bool) {
     }
 }
 
-fn exit(w: &World, code: i32) -> Exit {
-    Exit { code, oom_killed: false, finished_at: w.now() }
+fn exit(w: &World, edge: usize, code: i32) -> Exit {
+    Exit { code, oom_killed: false, finished_at: w.now(edge + 1) }
 }
 
 fn end(w: &mut World, edge: usize, id: &str, exit: Exit) {
@@ -336,7 +336,7 @@ fn stop_container(w: &mut World, edge: usize, id: &str) -> Option<Exit> {
     let state = w.edges[edge].containerd.containers.get(id)?.state;
     match state {
         ContainerState::Running => {
-            let exit = exit(w, 143);
+            let exit = exit(w, edge, 143);
             end(w, edge, id, exit);
             Some(exit)
         }
@@ -347,7 +347,7 @@ fn stop_container(w: &mut World, edge: usize, id: &str) -> Option<Exit> {
 
 fn start_container(w: &mut World, edge: usize, uid: &str, start: &containers::effects::Start) -> Started {
     let id = container_id(uid, &start.container, start.attempt);
-    let now = w.now();
+    let now = w.now(edge + 1);
     let started =
         |since| Started { ip: "10.1.0.2".into(), image: "sim".into(), image_id: "sha".into(), since };
     if let Some(there) = w.edges[edge].containerd.containers.get(&id)
@@ -358,7 +358,7 @@ fn start_container(w: &mut World, edge: usize, uid: &str, start: &containers::ef
     w.tell(|| {
         format!("pod {uid:.8} on node {edge}: attempt {} of {} starts", start.attempt, start.container)
     });
-    w.checks.started(edge, uid, &start.container);
+    w.checks.started(edge, uid, &start.container, start.attempt);
     w.checks.files(edge, uid, start.referenced.config_maps.clone());
     let containerd = &mut w.edges[edge].containerd;
     if let Some(before) = start.attempt.checked_sub(1) {

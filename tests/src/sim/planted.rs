@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use bus::link::Pulled;
 use bus::module::{Delivery, Entry, EntryValue, Input};
 use containers::effects::Done as ContainersDone;
+use schemas::Timestamp;
 use schemas::command::Reply;
 use schemas::desired::{Content, Desired, Epoch, GetPage, Lineage, ListPage, Local};
 use schemas::report::PodReport;
 use schemas::subject::{self, BUCKET_DESIRED, BUCKET_LOCAL, DesiredKey, ObjectKey};
 use sync::edge::Done;
+use sync::up::Cursor;
 
 use super::jetstream::New;
 use super::world::World;
@@ -34,20 +36,32 @@ pub enum Planted {
     MissedGeneration,
     /// What the local bucket no longer has is taken for deleted.
     AbsenceAsDeletion,
-}
-
-impl Planted {
-    /// All of them.
-    pub const ALL: [Planted; 8] = [
-        Planted::AckBeforeFlush,
-        Planted::AckBeforeEffects,
-        Planted::CursorWithoutCas,
-        Planted::MissingUidCheck,
-        Planted::StaleRevision,
-        Planted::LostTombstone,
-        Planted::MissedGeneration,
-        Planted::AbsenceAsDeletion,
-    ];
+    /// The runner acts first and writes what is to be kept later.
+    ActBeforeFlush,
+    /// The runner acknowledges a delivery whose effects failed.
+    AckOfFailed,
+    /// A report whose acknowledgement did not come is taken for stored.
+    PaidWithoutAck,
+    /// A module begins without what it kept.
+    NotRestored,
+    /// Times of a clock that was set back are waited for.
+    ClockTrusted,
+    /// Reports are numbered by the clock alone.
+    ClockAsSequence,
+    /// A write that somebody else was faster than is taken for done.
+    ConflictTakenForWritten,
+    /// Modules write over whatever is there.
+    WriteWithoutCas,
+    /// A watch that was cut off goes on with what comes next.
+    WatchGap,
+    /// A cursor that is there is read as one that took nothing.
+    CursorReadAsZero,
+    /// A cursor of a stream that is gone counts for the one that came after it.
+    CursorOfAnotherStream,
+    /// What is on its way to the hub is trimmed on the node.
+    TrimBeforeCommit,
+    /// A tombstone is for whatever has the name now.
+    TombstoneWithoutUid,
 }
 
 /// What a planted bug remembers on a node.
@@ -99,7 +113,51 @@ pub fn of_sync(w: &mut World, edge: usize, input: Input<Done>) -> Input<Done> {
             }
             Input::Done(Done::Pulled { round, outcome: Ok(pulled), took_ms })
         }
+        (
+            Some(bug @ (Planted::CursorReadAsZero | Planted::CursorOfAnotherStream)),
+            Input::Done(Done::Found { lane, round, outcome: Ok((Some((revision, bytes)), state)) }),
+        ) => {
+            let bytes = match schemas::decode::<Cursor>(&bytes) {
+                Ok(mut cursor) => {
+                    match bug {
+                        Planted::CursorReadAsZero => cursor.sequence = 0,
+                        _ => cursor.outbox_generation.clone_from(&state.generation),
+                    }
+                    schemas::encode(&cursor)
+                }
+                Err(_) => bytes,
+            };
+            Input::Done(Done::Found { lane, round, outcome: Ok((Some((revision, bytes)), state)) })
+        }
         (_, input) => input,
+    }
+}
+
+/// A report numbered by its node's clock.
+pub fn numbered_by_clock(payload: &[u8], now: Timestamp) -> Option<Vec<u8>> {
+    let mut report = schemas::decode::<PodReport>(payload).ok()?;
+    report.sequence = u64::try_from(now.0).unwrap_or(0);
+    Some(schemas::encode(&report))
+}
+
+/// A tombstone as one of the pod that has the name now.
+fn of_the_name(w: &World, edge: usize, entry: Entry) -> Entry {
+    let Some(mut key) = DesiredKey::parse_local(&entry.key) else { return entry };
+    let EntryValue::Put(bytes) = &entry.value else { return entry };
+    let tombstone =
+        schemas::decode::<Local>(bytes).is_ok_and(|local| local.desired.content == Content::Tombstone);
+    let same = |other: &&DesiredKey| {
+        (&other.plural, &other.name) == (&key.plural, &key.name) && other.uid != key.uid
+    };
+    let local = local_of(w, edge);
+    let alive =
+        local.iter().filter(|(_, local)| local.desired.content != Content::Tombstone).map(|(key, _)| key);
+    match alive.filter(|_| tombstone).find(same).cloned() {
+        Some(other) => {
+            key = other;
+            Entry { key: key.local_key(), ..entry }
+        }
+        None => entry,
     }
 }
 
@@ -148,6 +206,12 @@ fn entry(w: &World, edge: usize, key: &DesiredKey, revision: &mut u64, desired: 
 
 /// What a node's containers is told instead.
 pub fn of_containers(w: &mut World, edge: usize, input: Input<ContainersDone>) -> Vec<Input<ContainersDone>> {
+    let input = match (w.planted, input) {
+        (Some(Planted::TombstoneWithoutUid), Input::Entry(entry)) => {
+            Input::Entry(of_the_name(w, edge, entry))
+        }
+        (_, input) => input,
+    };
     if w.planted != Some(Planted::AbsenceAsDeletion) {
         return vec![input];
     }

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use bus::durable::Owed;
 use bus::flow::{Flow, Kind};
 use bus::module::{Effect, Input, Module, WriteError};
+use bus::runner::clock::Clock;
 
 use super::planted::Planted;
 use super::server::{self, Fail, Source, Tell};
@@ -67,6 +68,7 @@ pub struct Runner<M: Module> {
     busy: bool,
     flushing: Option<Changes>,
     sent_us: u64,
+    clock: Option<Clock>,
     tell: Option<Tell>,
 }
 
@@ -84,6 +86,7 @@ impl<M: Module> Default for Runner<M> {
             busy: false,
             flushing: None,
             sent_us: 0,
+            clock: None,
             tell: None,
         }
     }
@@ -138,8 +141,11 @@ pub fn start<M: Hosted>(w: &mut World, index: usize) {
     let tell: Tell = Rc::new(move |w, source| hear::<M>(w, index, incarnation, source));
     M::runner(w, index).tell = Some(tell.clone());
     open::<M>(w, index, incarnation, &tell);
-    let now = w.now();
-    let saved: Vec<_> = M::runner(w, index).saved.clone().into_iter().collect();
+    let now = w.now(at);
+    let mut saved: Vec<_> = M::runner(w, index).saved.clone().into_iter().collect();
+    if w.planted == Some(Planted::NotRestored) {
+        saved.clear();
+    }
     let effects = match &mut M::runner(w, index).module {
         Some(module) => module.restore(saved, now),
         None => return,
@@ -258,6 +264,13 @@ fn next<M: Hosted>(w: &mut World, index: usize, incarnation: u64) {
     if !is_current::<M>(w, index, incarnation) || M::runner(w, index).busy {
         return;
     }
+    let now = w.now(M::server(index));
+    if M::runner(w, index).clock.get_or_insert_with(|| Clock::new(now)).shows(now).is_some()
+        && w.planted != Some(Planted::ClockTrusted)
+    {
+        restart::<M>(w, index);
+        return;
+    }
     let count = w.random.between(1, SLICE_MAX + 1);
     let mut inputs = Vec::new();
     while (inputs.len() as u64) < count {
@@ -272,7 +285,7 @@ fn next<M: Hosted>(w: &mut World, index: usize, incarnation: u64) {
 }
 
 fn apply<M: Hosted>(w: &mut World, index: usize, inputs: Vec<(Input<M::Done>, Option<Ack>)>) -> Rest<M::Act> {
-    let now = w.now();
+    let now = w.now(M::server(index));
     let mut slice = Vec::new();
     for (input, ack) in inputs {
         if let Some(module) = &mut M::runner(w, index).module {
@@ -297,7 +310,11 @@ fn carry_out<M: Hosted>(w: &mut World, index: usize, incarnation: u64, slice: Re
                     changes.save.retain(|(other, _)| *other != key);
                     changes.forget.push(key);
                 }
-                Effect::Report { subject, headers, payload } => {
+                Effect::Report { subject, headers, mut payload } => {
+                    if w.planted == Some(Planted::ClockAsSequence) {
+                        let now = w.now(M::server(index));
+                        payload = super::planted::numbered_by_clock(&payload, now).unwrap_or(payload);
+                    }
                     changes.owe.push(Owed { subject, headers, payload });
                 }
                 other => others.push(other),
@@ -312,9 +329,19 @@ fn carry_out<M: Hosted>(w: &mut World, index: usize, incarnation: u64, slice: Re
     }
     let flush = changes.save.len() + changes.forget.len() + changes.owe.len() > 0;
     let delay = if flush { w.random.between(100, 4 * MS) } else { 0 };
+    let late = flush && w.planted == Some(Planted::ActBeforeFlush);
+    if late {
+        let changes = changes.clone();
+        w.after(300 * MS, move |w| {
+            if is_current::<M>(w, index, incarnation) {
+                commit::<M>(w, index, changes);
+                pay::<M>(w, index, incarnation);
+            }
+        });
+    }
     let runner = M::runner(w, index);
     runner.busy = true;
-    runner.flushing = flush.then_some(changes);
+    runner.flushing = (flush && !late).then_some(changes);
     w.after(delay, move |w| {
         if is_current::<M>(w, index, incarnation) {
             if let Some(changes) = M::runner(w, index).flushing.take() {
@@ -433,7 +460,7 @@ fn settle<M: Hosted>(w: &mut World, index: usize, ack: &Ack, failed: bool) {
             return; // it comes again
         }
         let Some(stream) = w.servers[at].server.stream_mut(&ack.stream) else { return };
-        if failed {
+        if failed && w.planted != Some(Planted::AckOfFailed) {
             stream.nak(&ack.durable, ack.sequence, RETRY_STEP_MS * ack.attempt.clamp(1, 200), now_ms);
         } else {
             stream.ack(&ack.durable, ack.sequence);

@@ -22,6 +22,8 @@ pub const ORIGIN: &str = "sim-origin";
 const ACK_WAIT_MS: u64 = 10_000;
 /// Deliveries that a module holds at once.
 const PENDING_MAX: usize = 256;
+/// How often a server flushes what no acknowledgement waits for.
+const FLUSH_EVERY: u64 = 700 * MS;
 /// With the planted bug: how often a server really writes to its disk.
 const SLOW_SYNC: u64 = 700 * MS;
 
@@ -66,6 +68,8 @@ pub struct Place {
     pub up: bool,
     /// Changes with every start.
     pub incarnation: u64,
+    /// How wrong its machine's clock is.
+    pub clock_off_ms: i64,
     /// Its streams.
     pub server: Server,
     followers: Vec<Follower>,
@@ -116,6 +120,7 @@ pub fn start(w: &mut World, at: usize) {
     let incarnation = w.unique();
     let place = &mut w.servers[at];
     place.server.recover();
+    place.server.flush();
     place.up = true;
     place.incarnation = incarnation;
     w.tell(|| format!("server {at} starts"));
@@ -133,11 +138,47 @@ pub fn start(w: &mut World, at: usize) {
     for fail in lost {
         fail(w);
     }
+    if w.planted == Some(Planted::WatchGap) {
+        for follower in &mut w.servers[at].followers {
+            follower.armed |= matches!(follower.what, What::Watch { .. });
+        }
+        w.after(S, move |w| skip_what_came_meanwhile(w, at));
+    }
     arm(w, at, |_| true);
+    flush(w, at, incarnation);
     if w.planted == Some(Planted::AckBeforeFlush) {
         w.servers[at].synced = Some(w.servers[at].server.clone());
         sync(w, at, incarnation);
     }
+}
+
+/// The planted bug: watches are taken up again a second after the server, with what comes from then on.
+fn skip_what_came_meanwhile(w: &mut World, at: usize) {
+    let place = &mut w.servers[at];
+    for follower in &mut place.followers {
+        if let What::Watch { bucket, after, .. } = &mut follower.what {
+            *after = place.server.stream(&subject::bucket_stream(bucket)).map_or(0, |s| s.last_sequence());
+            follower.armed = false;
+        }
+    }
+    arm(w, at, |_| true);
+}
+
+/// What a server writes to its disk by and by, unlike messages: where its consumers stand, and what was trimmed.
+fn flush(w: &mut World, at: usize, incarnation: u64) {
+    w.after(FLUSH_EVERY, move |w| {
+        if w.servers[at].incarnation == incarnation && w.servers[at].up {
+            w.servers[at].server.flush();
+            flush(w, at, incarnation);
+        }
+    });
+}
+
+/// The machine loses power: what its server had not flushed is lost, in part or all of it.
+pub fn lose_power(w: &mut World, at: usize) {
+    stop(w, at);
+    let kept_per_mille = w.random.below(1_001);
+    w.servers[at].server.lose_unflushed(kept_per_mille);
 }
 
 fn sync(w: &mut World, at: usize, incarnation: u64) {
@@ -322,7 +363,7 @@ pub fn unfollow(w: &mut World, at: usize, tell: &Tell) {
 
 /// A message arrives at a server and is stored, or not. `Err(None)`: nothing has that subject.
 pub fn store(w: &mut World, at: usize, mut new: New, expect: Option<u64>) -> Result<u64, Refused> {
-    let now_ms = w.now_ms();
+    let clock_ms = w.clock_ms(at);
     let unique = w.unique();
     let lost_tombstone = w.planted == Some(Planted::LostTombstone) && super::planted::is_tombstone(&new);
     let Some((name, stream)) = w.servers[at].server.capturing(&new.subject) else {
@@ -338,7 +379,7 @@ pub fn store(w: &mut World, at: usize, mut new: New, expect: Option<u64>) -> Res
     }
     let before = stream.get(&new.subject).cloned();
     let last = stream.last_sequence();
-    let sequence = stream.publish(new, expect, now_ms)?;
+    let sequence = stream.publish(new, expect, clock_ms)?;
     if sequence > last {
         let stored = stream.at(sequence).cloned();
         if let Some(stored) = stored {
@@ -350,12 +391,12 @@ pub fn store(w: &mut World, at: usize, mut new: New, expect: Option<u64>) -> Res
 
 /// An atomic batch arrives at the hub.
 pub fn commit(w: &mut World, name: &str, batch: Vec<New>, expect: u64) -> Result<u64, Refused> {
-    let now_ms = w.now_ms();
+    let clock_ms = w.clock_ms(HUB);
     let expect = (w.planted != Some(Planted::CursorWithoutCas)).then_some(expect);
     let stream = w.servers[HUB].server.stream_mut(name).ok_or(Refused::NoStream)?;
     let first = stream.last_sequence() + 1;
     let before = batch.last().and_then(|cursor| stream.get(&cursor.subject)).cloned();
-    let last = stream.commit(batch, expect, now_ms)?;
+    let last = stream.commit(batch, expect, clock_ms)?;
     let stored: Vec<Stored> = (first..=last).filter_map(|sequence| stream.at(sequence)).cloned().collect();
     for stored in &stored {
         let before = before.as_ref().filter(|before| before.subject == stored.subject);

@@ -96,7 +96,7 @@ fn create(w: &mut World, key: &ObjectKey) {
     let mut pod = Object::new("v1", "Pod", &key.namespace, &key.name);
     let uid = w.random.uid();
     pod.set(&["metadata", "uid"], uid.as_str());
-    pod.set(&["metadata", "creationTimestamp"], w.now().rfc3339());
+    pod.set(&["metadata", "creationTimestamp"], w.now(HUB).rfc3339());
     let version = next_version(w);
     pod.set(&["metadata", "annotations", VERSION], version.as_str());
     pod.set(&["metadata", "labels", LABEL], version.as_str());
@@ -137,7 +137,7 @@ fn delete(w: &mut World, key: &ObjectKey, force: bool) {
     if pod.is_deleting() {
         return;
     }
-    pod.set(&["metadata", "deletionTimestamp"], w.now().rfc3339());
+    pod.set(&["metadata", "deletionTimestamp"], w.now(HUB).rfc3339());
     pod.set(&["metadata", "deletionGracePeriodSeconds"], 2);
     let version = next_version(w);
     pod.set(&["metadata", "annotations", VERSION], version);

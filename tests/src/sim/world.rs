@@ -24,7 +24,7 @@ pub const MS: u64 = 1_000;
 /// One second in the simulator's time.
 pub const S: u64 = 1_000_000;
 /// Where virtual time begins, in Unix milliseconds.
-const EPOCH_MS: i64 = 1_700_000_000_000;
+pub const EPOCH_MS: i64 = 1_700_000_000_000;
 /// Lines of the trace that a failure shows.
 const TRACE_LINES_MAX: usize = 5_000;
 
@@ -114,12 +114,18 @@ impl World {
         }
     }
 
-    /// Virtual now, as modules see it.
-    pub fn now(&self) -> Timestamp {
-        Timestamp(EPOCH_MS + i64::try_from(self.at_us / MS).unwrap_or(i64::MAX))
+    /// What the clock of a server's machine shows, right or wrong: all that modules know of time.
+    pub fn now(&self, at: usize) -> Timestamp {
+        let right = EPOCH_MS + i64::try_from(self.at_us / MS).unwrap_or(i64::MAX);
+        Timestamp(right + self.servers[at].clock_off_ms)
     }
 
-    /// Virtual now in milliseconds, as servers see it.
+    /// The same in milliseconds: by it a server forgets the messages' IDs.
+    pub fn clock_ms(&self, at: usize) -> u64 {
+        u64::try_from(self.now(at).0).unwrap_or(0)
+    }
+
+    /// The milliseconds that have really passed.
     pub fn now_ms(&self) -> u64 {
         self.at_us / MS
     }

@@ -108,4 +108,18 @@ mod tests {
         assert_eq!(Continue::read(&key.write()).unwrap(), key);
         assert_eq!(Continue::read("x").unwrap_err().code, 400);
     }
+
+    #[test]
+    fn a_continue_token_is_read_whatever_it_is() {
+        let key = Continue { rv: 7, after: ("ns".into(), "a".into()) }.write();
+        crate::fuzz::try_bytes("a continue key", &[key.into_bytes()], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let inside = URL_SAFE_NO_PAD.encode(bytes);
+            for text in [&*text, &inside] {
+                if let Ok(key) = Continue::read(text) {
+                    assert_eq!(Continue::read(&key.write()).unwrap(), key);
+                }
+            }
+        });
+    }
 }

@@ -431,3 +431,43 @@ fn send_chunks(
         offset += i64::try_from(n).unwrap_or(0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_read_whatever_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.tar");
+        let index = br#"{"manifests":[{"digest":"sha256:aa","size":2,"mediaType":"x"}]}"#;
+        let docker = br#"[{"Config":"c.json","RepoTags":["a:b"],"Layers":["l/layer.tar"]}]"#;
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, content) in
+            [("index.json", &index[..]), ("manifest.json", docker), ("blobs/sha256/aa", b"{}")]
+        {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, name, content).unwrap();
+        }
+        let mut link = tar::Header::new_gnu();
+        link.set_entry_type(tar::EntryType::Symlink);
+        link.set_size(0);
+        tar.append_link(&mut link, "l/layer.tar", "../blobs/sha256/aa").unwrap();
+        let sample = tar.into_inner().unwrap();
+        crate::fuzz::try_bytes("an image archive", &[sample], |bytes| {
+            std::fs::write(&path, bytes).unwrap();
+            let Ok(map) = TarMap::open(&path) else { return };
+            for name in map.files.keys() {
+                // A header may claim any size: what is read is what is there.
+                if let Ok(document) = map.document(name) {
+                    assert!(document.len() <= bytes.len());
+                    let _ = parse::<Index>("x", name, &document);
+                    let _ = parse::<Manifest>("x", name, &document);
+                    let _ = parse::<Vec<DockerManifest>>("x", name, &document);
+                    blob_name(&String::from_utf8_lossy(&document));
+                }
+            }
+        });
+    }
+}

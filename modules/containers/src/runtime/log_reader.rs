@@ -320,4 +320,34 @@ mod tests {
         sender.send(false).unwrap();
         assert_eq!(reader.next().await.unwrap(), None);
     }
+
+    #[test]
+    fn a_log_is_read_whatever_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let sample = b"2026-01-01T00:00:00.0Z stdout F a\n2026-01-01T00:00:01.0Z stderr P b\n\xff\n".to_vec();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let options = LogOptions {
+            since: Timestamp::parse("2026-01-01T00:00:01Z"),
+            timestamps: true,
+            tail_lines: Some(2),
+            limit_bytes: Some(100),
+            ..LogOptions::default()
+        };
+        crate::fuzz::try_bytes("a log", &[sample], |bytes| {
+            std::fs::write(&path, bytes).unwrap();
+            for options in [LogOptions::default(), options.clone()] {
+                let (_sender, running) = watch::channel(false);
+                let mut reader = LogReader::open(&path, options, running).unwrap();
+                let mut size_bytes = 0;
+                runtime.block_on(async {
+                    while let Some(read) = reader.next().await.unwrap() {
+                        size_bytes += read.len();
+                    }
+                });
+                assert!(size_bytes <= bytes.len() + 1);
+            }
+            let _ = crate::runtime::logs::PumpSpec::parse(&String::from_utf8_lossy(bytes));
+        });
+    }
 }

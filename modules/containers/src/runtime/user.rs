@@ -150,4 +150,15 @@ mod tests {
         assert_eq!(parse("5:adm", passwd, group), user(5, 7));
         assert_eq!(parse("nobody", passwd, group), None);
     }
+
+    #[test]
+    fn users_are_read_whatever_the_image_holds() {
+        let samples = [b"web:adm|web:x:101:102::/:/bin/sh\n|adm:x:7:\n".to_vec(), b"5:6||".to_vec()];
+        crate::fuzz::try_bytes("an image's users", &samples, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let mut parts = text.splitn(3, '|').map(str::to_owned);
+            let mut part = || parts.next().unwrap_or_default();
+            parse(&part(), &part(), &part());
+        });
+    }
 }

@@ -16,9 +16,12 @@ use serde_json::{Value, json};
 
 use super::{Containers, Effects};
 use crate::MODULE;
+use crate::effects::Act;
 
 /// Saved under this: the epoch of the hub to which everything was reported anew last.
 pub(super) const KEY: &str = "rewound";
+/// Saved under this: the highest sequence of a report of any pod that is gone.
+pub(super) const SAID_KEY: &str = "said";
 /// Pods that are gone and remembered for this, about 300 bytes each. Of more, the hub would not be told.
 const GONE_MAX: usize = 100_000;
 
@@ -29,6 +32,8 @@ pub(super) struct Rewound {
     lineage: Option<Lineage>,
     /// To which everything was reported.
     reported_to: String,
+    /// The highest sequence of a report of any pod that is gone.
+    said: u64,
     /// Pods whose tombstone stands in the local bucket, and which write of the hub that was.
     gone: BTreeMap<DesiredKey, Position>,
 }
@@ -36,6 +41,17 @@ pub(super) struct Rewound {
 impl Rewound {
     pub(super) fn restore(&mut self, saved: &[u8]) {
         self.reported_to = schemas::decode(saved).unwrap_or_default();
+    }
+
+    pub(super) fn restore_said(&mut self, saved: &[u8]) {
+        self.said = schemas::decode(saved).unwrap_or_default();
+    }
+
+    /// The last report of a pod that is gone had that sequence. Gives what is to be kept.
+    pub(super) fn said_last(&mut self, sequence: u64) -> Option<Effect<Act>> {
+        let higher = sequence > self.said;
+        self.said = self.said.max(sequence);
+        higher.then(|| Effect::Save { key: SAID_KEY.to_owned(), value: schemas::encode(&self.said) })
     }
 
     pub(super) fn seen(&mut self, lineage: Lineage) {
@@ -91,9 +107,10 @@ impl Containers {
         }
     }
 
-    fn report_gone(&self, key: &DesiredKey, now: Timestamp, out: &mut Effects) {
-        // As in every report: from the clock, so above all that was said of it while it was there.
-        let sequence = u64::try_from(now.0).unwrap_or(0);
+    fn report_gone(&mut self, key: &DesiredKey, now: Timestamp, out: &mut Effects) {
+        // Above all that was said of it while it was there, whatever the clock shows now.
+        let sequence = u64::try_from(now.0).unwrap_or(0).max(self.rewound.said.saturating_add(1));
+        out.extend(self.rewound.said_last(sequence));
         let report = PodReport {
             node: self.node.to_string(),
             namespace: key.namespace.clone(),

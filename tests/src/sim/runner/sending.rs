@@ -2,11 +2,12 @@
 
 use std::rc::Rc;
 
-use bus::module::{Account, Effect, Input, Message, WriteError};
+use bus::module::{Account, Effect, Expect, Input, Message, WriteError};
 use bytes::Bytes;
 use schemas::envelope::{Headers, header};
 
 use super::super::jetstream::{MSG_ID, New, Refused};
+use super::super::planted::Planted;
 use super::super::server;
 use super::super::world::{Asker, MS, S, World};
 use super::{Hosted, feed, is_current};
@@ -24,8 +25,17 @@ pub(super) fn send<M: Hosted>(
     then: impl FnOnce(&mut World, Outcome) + 'static,
 ) {
     match effect {
-        Effect::Put { bucket, key, value, expect, .. } => {
-            let write = move |w: &mut World, at| server::write(w, at, &bucket, &key, &value, expect, false);
+        Effect::Put { bucket, key, value, mut expect, .. } => {
+            if w.planted == Some(Planted::WriteWithoutCas) {
+                expect = Expect::Any;
+            }
+            let write = move |w: &mut World, at: usize| {
+                let outcome = server::write(w, at, &bucket, &key, &value, expect, false);
+                match (w.planted, outcome) {
+                    (Some(Planted::ConflictTakenForWritten), Err(WriteError::Conflict)) => Ok(w.unique()),
+                    (_, outcome) => outcome,
+                }
+            };
             to_server::<M>(w, index, incarnation, write, then);
         }
         Effect::Remove { bucket, key, value, expect, .. } => {
@@ -156,13 +166,14 @@ pub(super) fn pay<M: Hosted>(w: &mut World, index: usize, incarnation: u64) {
     }
     let new = New { subject: owed.subject.clone(), headers, payload: Bytes::from(owed.payload.clone()) };
     let write = move |w: &mut World, at| stored(server::store(w, at, new, None));
+    let paid = w.planted == Some(Planted::PaidWithoutAck);
     to_server::<M>(w, index, incarnation, write, move |w, outcome| {
         if !is_current::<M>(w, index, incarnation) {
             return;
         }
         let runner = M::runner(w, index);
         runner.paying = false;
-        if outcome.is_ok() {
+        if outcome.is_ok() || paid {
             runner.owed.remove(&number);
             runner.paid.insert(number, owed);
             pay::<M>(w, index, incarnation);
