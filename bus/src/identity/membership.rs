@@ -7,6 +7,7 @@ use schemas::credential::Enrolled;
 use schemas::name::NodeName;
 use serde::{Deserialize, Serialize};
 
+use super::allow::{Permissions, node_permissions};
 use super::files::{make_private_dir, read_text, write_text};
 use super::{IdentityError, fingerprints, jwt};
 use crate::proxy::Proxy;
@@ -139,6 +140,8 @@ pub struct Held {
     pub work: String,
     /// When the hub signed it, by its clock.
     pub issued: Timestamp,
+    /// It may not do all that a node of this version does: it was signed by a hub of an older one.
+    pub is_outdated: bool,
 }
 
 /// What the node's server connects with next; `None` before the node has joined.
@@ -151,7 +154,22 @@ pub fn holding(data_dir: &Path) -> Result<Option<Held>, IdentityError> {
     let key = |claims: &serde_json::Value| claims.get("sub")?.as_str().map(str::to_owned);
     let issued = control.get("iat").and_then(serde_json::Value::as_i64).unwrap_or_default();
     let keys = key(&control).zip(key(&work));
-    Ok(keys.map(|(control, work)| Held { control, work, issued: Timestamp(issued.saturating_mul(1000)) }))
+    let issued = Timestamp(issued.saturating_mul(1000));
+    let may = |claims: &serde_json::Value, needs: &Permissions| {
+        let allowed = |way: &str| -> Option<Vec<String>> {
+            serde_json::from_value(claims.get("nats")?.get(way)?.get("allow")?.clone()).ok()
+        };
+        let all = |way: &str, needs: &[String]| {
+            allowed(way).is_some_and(|allowed| needs.iter().all(|subject| allowed.contains(subject)))
+        };
+        all("pub", &needs.publish_allow) && all("sub", &needs.subscribe_allow)
+    };
+    let name = control.get("name").and_then(|name| NodeName::new(name.as_str()?).ok());
+    let is_outdated = name.is_some_and(|node| {
+        let (for_control, for_work) = node_permissions(&node);
+        !may(&control, &for_control) || !may(&work, &for_work)
+    });
+    Ok(keys.map(|(control, work)| Held { control, work, issued, is_outdated }))
 }
 
 /// The membership, if the node has joined.

@@ -63,11 +63,22 @@ pub enum Act {
     Trust(String),
 }
 
+/// What the credentials on disk stand for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// The keys, and whom the node's server trusts.
+    pub holding: Holding,
+    /// Since when they are.
+    pub issued: Timestamp,
+    /// They may not do all that this version of the node does.
+    pub is_outdated: bool,
+}
+
 /// What the rim tells.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Done {
     /// What the credentials on disk stand for and whom the node's server trusts; `None` before the node has joined.
-    Holding(Option<(Holding, Timestamp)>),
+    Holding(Option<Found>),
     /// The new keys' public halves.
     Made(Result<NodeKeys, String>),
     /// The credentials on disk are the new ones, or not.
@@ -97,6 +108,8 @@ pub struct Membership {
     events: u64,
     /// It was told that the hub's authorities are not in force here, and why.
     distrust_told: bool,
+    /// New keys were asked for because the present ones may not do all of it.
+    outgrown: bool,
 }
 
 type Effects = Vec<Effect<Act>>;
@@ -116,7 +129,16 @@ impl Membership {
     /// The module of `node`.
     pub fn new(node: NodeName) -> Self {
         let stage = Stage::Idle;
-        Self { node, stage, looked_at: None, looks: 0, ask_at: None, events: 0, distrust_told: false }
+        Self {
+            node,
+            stage,
+            looked_at: None,
+            looks: 0,
+            ask_at: None,
+            events: 0,
+            distrust_told: false,
+            outgrown: false,
+        }
     }
 
     fn ask<T: Serialize>(&self, verb: &str, body: &T, token: u64) -> Effect<Act> {
@@ -161,9 +183,14 @@ impl Membership {
         Effect::event(&event)
     }
 
-    fn holding(&mut self, held: Holding, issued: Timestamp, now: Timestamp) -> Effects {
+    fn holding(&mut self, found: Found, now: Timestamp) -> Effects {
         if self.stage == Stage::Renewing {
             return Vec::new();
+        }
+        let Found { holding: held, issued, is_outdated } = found;
+        // Once: a hub that is older than the node signs no more than it knows.
+        if is_outdated && !std::mem::replace(&mut self.outgrown, true) {
+            return self.begin();
         }
         // By looks that were taken, not by the clock that the age is judged with; never at a start.
         if self.looks.is_multiple_of(RENEWALS_MS / LOOK_MS)
@@ -226,7 +253,7 @@ impl Module for Membership {
             Input::Message(_) => self.begin(),
             Input::Tick => self.tick(now),
             Input::Answered { token, outcome } => self.answered(token, outcome, now),
-            Input::Done(Done::Holding(Some((held, issued)))) => self.holding(held, issued, now),
+            Input::Done(Done::Holding(Some(found))) => self.holding(found, now),
             Input::Done(Done::Made(Ok(keys))) => vec![self.ask("identity.renew", &keys, RENEW)],
             Input::Done(Done::Made(Err(why)) | Done::Adopted(Err(why))) => self.failed(&why, now),
             Input::Done(Done::Adopted(Ok(()))) => {
@@ -262,13 +289,14 @@ pub struct MembershipRim {
 
 impl MembershipRim {
     /// What the node holds. Of the authorities what its server has read counts, not what lies on disk.
-    async fn look(&self) -> Result<Option<(Holding, Timestamp)>, String> {
+    async fn look(&self) -> Result<Option<Found>, String> {
         let held = membership::holding(&self.data_dir).map_err(|error| error.to_string())?;
         let Some(held) = held else { return Ok(None) };
         let trusts = self.server.authorities().await.map_err(|error| error.to_string());
         let trusts = trusts.and_then(|pem| fingerprints(&pem).map_err(|error| error.to_string()))?;
         let keys = NodeKeys { control_key: held.control, work_key: held.work };
-        Ok(Some((Holding { keys, trusts: Some(trusts) }, held.issued)))
+        let holding = Holding { keys, trusts: Some(trusts) };
+        Ok(Some(Found { holding, issued: held.issued, is_outdated: held.is_outdated }))
     }
 
     async fn trust(&self, pem: &str) -> Result<(), String> {
@@ -338,6 +366,10 @@ mod tests {
         Holding { keys: keys(name), trusts: Some(vec!["ca".into()]) }
     }
 
+    fn found(holding: Holding, issued: Timestamp) -> Found {
+        Found { holding, issued, is_outdated: false }
+    }
+
     fn asks(effects: &Effects) -> Option<(&str, NodeKeys)> {
         effects.iter().find_map(|effect| match effect {
             Effect::Request { subject, payload, .. } => {
@@ -359,7 +391,7 @@ mod tests {
     #[test]
     fn what_it_holds_is_said_at_every_start_until_it_is_heard() {
         let mut module = module();
-        module.apply(Input::Done(Done::Holding(Some((held("1"), NOW)))), NOW);
+        module.apply(Input::Done(Done::Holding(Some(found(held("1"), NOW)))), NOW);
         assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("1"))));
         module.apply(Input::Answered { token: HOLDING, outcome: Err("no responders".into()) }, NOW);
         assert_eq!(asks(&module.apply(Input::Tick, NOW)), None, "not at once");
@@ -374,7 +406,7 @@ mod tests {
         let mut say = command();
         say.subject = "ew.cmd.n1.membership.say".into();
         assert_eq!(module.apply(Input::Message(say), NOW), [Effect::Act(Act::Look)], "no new keys");
-        module.apply(Input::Done(Done::Holding(Some((held("1"), NOW)))), NOW);
+        module.apply(Input::Done(Done::Holding(Some(found(held("1"), NOW)))), NOW);
         module.apply(Input::Tick, NOW);
         let other = answer(&mut module, HOLDING, Ok(serde_json::json!({"ca_pem": "others"})));
         assert_eq!(other, [Effect::Act(Act::Trust("others".into()))]);
@@ -384,7 +416,7 @@ mod tests {
         assert_eq!((failed(&mut module).len(), failed(&mut module).len()), (1, 0), "told once");
         let done = module.apply(Input::Done(Done::Trusts(Ok(()))), NOW);
         assert!(matches!(done.as_slice(), [Effect::Report { .. }, Effect::Act(Act::Look)]));
-        module.apply(Input::Done(Done::Holding(Some((held("1"), NOW)))), NOW);
+        module.apply(Input::Done(Done::Holding(Some(found(held("1"), NOW)))), NOW);
         assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("1"))));
     }
 
@@ -405,7 +437,7 @@ mod tests {
         );
         let adopted = module.apply(Input::Done(Done::Adopted(Ok(()))), NOW);
         assert!(adopted.contains(&Effect::Act(Act::Look)));
-        module.apply(Input::Done(Done::Holding(Some((held("2"), NOW)))), NOW);
+        module.apply(Input::Done(Done::Holding(Some(found(held("2"), NOW)))), NOW);
         assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("2"))));
     }
 
@@ -417,10 +449,24 @@ mod tests {
         assert!(
             matches!(refused.as_slice(), [Effect::Report { subject, .. }] if subject.ends_with("RenewFailed"))
         );
-        module.apply(Input::Done(Done::Holding(Some((held("half"), NOW)))), NOW);
+        module.apply(Input::Done(Done::Holding(Some(found(held("half"), NOW)))), NOW);
         module.apply(Input::Tick, NOW);
         let again = answer(&mut module, HOLDING, Err(Refusal::new(409, "EW-NODE-KEYS", "neither")));
         assert_eq!(again, [Effect::Act(Act::MakeKeys)]);
+    }
+
+    #[test]
+    fn keys_that_the_node_has_outgrown_are_renewed_once() {
+        let mut module = Membership::new(NodeName::new("n1").unwrap());
+        let outgrown = || Done::Holding(Some(Found { is_outdated: true, ..found(held("1"), NOW) }));
+        assert_eq!(module.apply(Input::Done(outgrown()), NOW), [Effect::Act(Act::MakeKeys)]);
+        module.apply(Input::Done(Done::Adopted(Ok(()))), NOW);
+        assert_eq!(
+            module.apply(Input::Done(outgrown()), NOW),
+            [],
+            "an older hub signs no more than it knows"
+        );
+        assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("1"))));
     }
 
     #[test]
@@ -433,7 +479,7 @@ mod tests {
                 match effect {
                     // However new they are, this clock finds them old.
                     Effect::Act(Act::Look) => {
-                        let held = Done::Holding(Some((held("1"), Timestamp(0))));
+                        let held = Done::Holding(Some(found(held("1"), Timestamp(0))));
                         renewed += module.apply(Input::Done(held), now).len();
                         module.apply(Input::Answered { token: RENEW, outcome: Err("cut".into()) }, now);
                     }

@@ -231,7 +231,11 @@ pub fn stored(w: &mut World, at: usize, stream: &str, before: Option<&Stored>, s
         return;
     }
     if stream == subject::STREAM_UP || stream == subject::STREAM_FROM {
-        if stored.subject.contains("_cursor.") {
+        if stored.subject.starts_with("ew.in.hub.") {
+            // The hub's own word is there as soon as it is stored.
+            let id = stored.headers.get(header::ID).map(String::as_str).unwrap_or_default();
+            w.checks.owed.remove(&format!("{HUB} {id}"));
+        } else if stored.subject.contains("_cursor.") {
             cursor_moved(w, stored);
         } else {
             arrived(w, stored);

@@ -19,7 +19,7 @@ pub async fn own_server(operator: &Path) -> anyhow::Result<Client> {
     let login: Value = serde_json::from_slice(&std::fs::read(operator)?)?;
     let text = |name: &str| login[name].as_str().unwrap_or_default().to_owned();
     let options = ConnectOptions::with_user_and_password(text("work_user"), text("work_password"));
-    Ok(options.custom_inbox_prefix("_INBOX.edge-a").connect(text("url")).await?)
+    Ok(options.custom_inbox_prefix(format!("_INBOX.{}", text("node"))).connect(text("url")).await?)
 }
 
 /// Publishes so many messages and waits for each to be acknowledged: their sequences.
@@ -34,7 +34,11 @@ pub async fn publish(js: &jetstream::Context, subject: &str, count: u64) -> anyh
 
 /// The report's row of a stream of the node.
 pub async fn row(cluster: &Cluster, stream: &str) -> anyhow::Result<Option<Value>> {
-    let report = edgewire(cluster, &["loss", "--node", "edge-a", "--json"]).await?.ok()?;
+    row_of(cluster, "edge-a", stream).await
+}
+
+pub async fn row_of(cluster: &Cluster, node: &str, stream: &str) -> anyhow::Result<Option<Value>> {
+    let report = edgewire(cluster, &["loss", "--node", node, "--json"]).await?.ok()?;
     let report: Value = serde_json::from_str(&report)?;
     let rows = report["streams"].as_array().context("rows")?;
     Ok(rows.iter().find(|row| row["stream"] == stream).cloned())

@@ -2,13 +2,16 @@
 //! is restarted, nothing is lost, and each stop on the way is a place to stay.
 
 use anyhow::Context;
+use async_nats::jetstream;
 use serde_json::json;
 use tests::cluster::judge::Running;
 use tests::cluster::programs::{self, Version};
 use tests::cluster::{Cluster, Edge, eventually};
 
+use crate::loss::{own_server, publish, row_of};
 use crate::support::{
-    IDLE, acked_more, agent_serves, all_arrived, edgewire, field_is, gone, pod, runs, sensor, the_same,
+    IDLE, acked_more, agent_serves, all_arrived, edgewire, field_is, gone, inside, pod, runs, sensor,
+    the_same,
 };
 
 /// What must go on at every stop of the way: a new pod runs and goes, an edit reaches the pod, messages arrive, and what ran
@@ -101,6 +104,18 @@ async fn from_the_state_before_to_this_one_and_back() -> anyhow::Result<()> {
     works(&cluster, both, "a node of the state before comes back to a new hub").await?;
     change(&away, Version::Present).await?;
     works(&cluster, both, "all of it is new").await?;
+    // A node that was let in by the state before may do, by itself, what only this one knows.
+    for edge in [&near, &away] {
+        let operator = edge.data_dir().join("operator.json");
+        let send =
+            async move || publish(&jetstream::new(own_server(&operator).await?), "bulk.demo.t", 5).await;
+        inside(edge, send).await?;
+        eventually("telemetry comes up", 60, async || {
+            Ok(row_of(&cluster, edge.name(), "BULK").await?.is_some())
+        })
+        .await?;
+        the_same(edge, if edge.name() == "edge-a" { &on_near } else { &on_away }, "with new keys")?;
+    }
     edgewire(&cluster, &["loss", "--check"]).await?.ok().context("nothing is lost on the way")?;
 
     // And back: nodes first.
