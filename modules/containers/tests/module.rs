@@ -453,7 +453,7 @@ async fn a_pod_from_the_local_bucket_to_containerd_and_back() {
             let (durable, _) = Durable::open(&state).unwrap();
             durable.part(containers::MODULE).unwrap().saved().unwrap()
         };
-        if saved.iter().all(|(key, _)| key.starts_with("data.")) {
+        if !saved.iter().any(|(key, _)| key.starts_with("pod.")) {
             return Some(());
         }
         agent = Some(Agent::start(&node, state.clone(), config.clone()).await);

@@ -10,7 +10,7 @@ use rangemap::RangeInclusiveSet;
 use schemas::Timestamp;
 use schemas::loss::{Account, Drops, LossRow, Origin, RANGES_MAX, Reason};
 use schemas::subject::Lane;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What came of one stream of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,7 @@ pub struct Book {
     /// Where each lane began.
     began: BTreeMap<Lane, u64>,
     /// Sequences that came.
+    #[serde(deserialize_with = "ranges")]
     pub(crate) came: RangeInclusiveSet<u64>,
     received: BTreeMap<Lane, u64>,
     /// Up to where each lane was taken.
@@ -36,6 +37,12 @@ pub struct Book {
     earlier_drops: BTreeMap<Reason, u64>,
     /// When something came last.
     pub(crate) at: Timestamp,
+}
+
+/// Reads a set of ranges. The set itself panics on one that ends before it begins.
+pub(crate) fn ranges<'de, D: Deserializer<'de>>(from: D) -> Result<RangeInclusiveSet<u64>, D::Error> {
+    let ranges = Vec::<(u64, u64)>::deserialize(from)?;
+    Ok(ranges.into_iter().filter(|(first, last)| first <= last).map(|(first, last)| first..=last).collect())
 }
 
 impl Book {

@@ -238,6 +238,10 @@ const BOOT: &str = "boot";
 const SHED: &str = "shed";
 const WHOLE: &str = "whole";
 
+/// As it is read back.
+#[derive(serde::Deserialize)]
+struct Counted(#[serde(deserialize_with = "book::ranges")] RangeInclusiveSet<u64>);
+
 fn book_key((node, stream): &(String, String)) -> String {
     format!("book.{stream}.{node}")
 }
@@ -267,7 +271,7 @@ impl Module for Ledger {
                 SHED => self.shed = schemas::decode(value).unwrap_or_default(),
                 _ => {}
             }
-            if let (Some(stream), Ok(set)) = (key.strip_prefix("counted."), schemas::decode(value)) {
+            if let (Some(stream), Ok(Counted(set))) = (key.strip_prefix("counted."), schemas::decode(value)) {
                 self.counted.insert(stream.to_owned(), set);
             }
             if let Some((stream, node)) = key.strip_prefix("book.").and_then(|rest| rest.split_once('.'))

@@ -25,6 +25,7 @@ const MARKS: [&str; 14] = [
 /// File, and the tests that try what it reads. `modules::...`: through the module's own `apply`.
 const TRIED: &[(&str, &[&str])] = &[
     ("schemas/src/lib.rs", &["messages_of_desired_state", "messages_of_nodes", "quantities_and_times"]),
+    ("schemas/src/loss.rs", &["what_the_ledger_reads"]),
     ("schemas/src/object.rs", &["objects"]),
     ("schemas/src/subject.rs", &["names_in_subjects"]),
     ("schemas/src/name.rs", &["names_in_subjects"]),
@@ -34,6 +35,8 @@ const TRIED: &[(&str, &[&str])] = &[
     ("bus/src/stream.rs", &["messages_of_sessions_and_commands"]),
     ("bus/src/audit.rs", &["messages_of_nodes"]),
     ("bus/src/link.rs", &["answers_of_the_server_are_read_whatever_they_are"]),
+    ("bus/src/proxy.rs", &["addresses_of_hubs_and_proxies"]),
+    ("bus/src/server/way.rs", &["addresses_of_hubs_and_proxies"]),
     ("bus/src/server/tcp.rs", &["the_kernels_answers_are_read_whatever_they_are"]),
     ("modules/api/src/patch.rs", &["patches"]),
     ("modules/api/src/validate.rs", &["bodies_in_json"]),
@@ -54,6 +57,7 @@ const TRIED: &[(&str, &[&str])] = &[
     ("modules/identity/src/decide.rs", &["the_hubs_modules"]),
     ("modules/identity/src/edge.rs", &["the_nodes_modules"]),
     ("modules/nodes/src/lib.rs", &["the_hubs_modules"]),
+    ("modules/ledger/src/lib.rs", &["the_hubs_modules", "what_the_ledger_reads"]),
     ("modules/events/src/lib.rs", &["the_hubs_modules"]),
     ("modules/placement/src/state.rs", &["the_hubs_modules"]),
     ("modules/sync/src/edge/heartbeat.rs", &["the_nodes_modules"]),
@@ -80,6 +84,8 @@ const TRIED: &[(&str, &[&str])] = &[
 const NOT_TRIED: &[(&str, &str)] = &[
     ("bus/src/identity/membership.rs", "the node's own file, root's"),
     ("bus/src/identity/keys.rs", "the hub's own file, and its own server's answer"),
+    ("bus/src/identity/authority.rs", "the hub's own file, root's"),
+    ("bus/src/identity/tls.rs", "the hub's own file, root's"),
     ("bus/src/server/child.rs", "our own record, root's"),
     ("bus/src/server/hold.rs", "our own record, root's"),
     ("bus/src/server/process.rs", "our own server's answer, as JSON"),
@@ -104,6 +110,7 @@ const NOT_TRIED: &[(&str, &str)] = &[
     ("modules/sync/src/hub.rs", "Lineage: messages_of_desired_state"),
     ("cloud-hub/src/config.rs", "the operator's file, as TOML"),
     ("cli/src/diverged.rs", "Diverged: messages_of_desired_state"),
+    ("cli/src/loss.rs", "`Reply<LossReport>`: what_the_ledger_reads"),
     ("cli/src/place.rs", "the operator's file, as JSON"),
     ("cli/src/publish.rs", "a server's acknowledgement, as JSON"),
     ("cli/src/check/programs.rs", "what this machine's programs say of their version"),

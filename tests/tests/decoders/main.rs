@@ -135,6 +135,48 @@ fn manifests_of_backups() {
 }
 
 #[test]
+fn what_the_ledger_reads() {
+    use schemas::loss::{Account, Drops, LossQuery, LossReport, Origin, Reason};
+    tries_text("Origin", &["1763800000000000000-NABCDEFGH.42", "g.1"], |text| {
+        if let Some(origin) = Origin::parse(text) {
+            assert_eq!(Origin::parse(&origin.to_string()), Some(origin));
+        }
+    });
+    let mut account = Account { began: 3, drops: Drops::default() };
+    account.drops.add(4, 9, Reason::Overflow);
+    tries("Account", &[serde_json::to_vec(&account).unwrap()], |bytes| {
+        if let Ok(account) = serde_json::from_slice::<Account>(bytes) {
+            let drops = account.drops.believed(1_000);
+            assert!(drops.recent.iter().all(|range| range.first <= range.last && range.last <= 1_000));
+            let _ = drops.count();
+        }
+    });
+    let query = LossQuery { node: Some("n1".into()), after: Some(("n0".into(), "UP".into())) };
+    tries("LossQuery", &[schemas::encode(&query)], |bytes| {
+        if let Ok(query) = schemas::decode::<LossQuery>(bytes) {
+            assert_eq!(schemas::decode::<LossQuery>(&schemas::encode(&query)).unwrap(), query);
+        }
+    });
+    let report =
+        LossReport { since: schemas::Timestamp(1), rows: Vec::new(), more: false, shed: Default::default() };
+    tries("LossReport", &[schemas::encode(&report)], |bytes| {
+        let _ = schemas::decode::<LossReport>(bytes);
+    });
+}
+
+#[test]
+fn addresses_of_hubs_and_proxies() {
+    tries_text("way", &["tls://hub.example:7422", "wss://[::1]:443/", "tls://h"], |text| {
+        if let Some((_, host, _)) = bus::server::way::parse(text) {
+            assert!(!host.is_empty());
+        }
+    });
+    tries_text("proxy", &["http://user:p%40ss@proxy:3128", "proxy.example:8080", "http://[::1]:1"], |text| {
+        let _ = bus::proxy::Proxy::parse(text);
+    });
+}
+
+#[test]
 fn what_sync_keeps_and_sends() {
     let cursor = sync::up::Cursor { outbox_generation: "g".into(), sequence: 7, account: Default::default() };
     let owed =

@@ -134,6 +134,7 @@ fn the_hubs_modules() {
     module("scheduler", &scheduler::flows(), || scheduler::Scheduler::new("s"));
     module("placement", &placement::flows(), placement::state::Placement::new);
     module("events", &events::flows(), || events::Events::new("s"));
+    module("ledger", &ledger::flows(), || ledger::Ledger::new("b", ledger::Streams::new()));
     module("links", &sync::hub::flows(), sync::hub::Links::default);
     module("identity at the hub", &identity::flows(), identity::decide::Identity::default);
 }
