@@ -48,7 +48,10 @@ copy() {
         sort -z | comm -z -23 - <(sort -z "$OUT/files") |
         while IFS= read -rd '' file; do rm "$SOURCE/$file"; done
     while IFS= read -rd '' file; do
-        [[ -f $ROOT/$file ]] || continue # removed, and not yet committed
+        if [[ ! -f $ROOT/$file ]]; then # removed, and not yet committed
+            rm -f "$SOURCE/$file"
+            continue
+        fi
         cmp -s "$ROOT/$file" "$SOURCE/$file" && continue
         mkdir -p "$(dirname "$SOURCE/$file")"
         cp "$ROOT/$file" "$SOURCE/$file"
