@@ -49,6 +49,10 @@ proof: ## The simulator and the decoders for longer (SEEDS=20000 FUZZ_SECONDS=10
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),10) cargo test --workspace --test decoders
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),10) cargo test --workspace --lib --bins whatever
 
+.PHONY: teeth
+teeth: preflight setup images ## Do the tests bite? Break each promise in a copy; its test must fail (TOOTH=07)
+	@scripts/teeth.sh $(TOOTH)
+
 .PHONY: lint fmt docs-check
 lint: ## Format, clippy, licences and sources of dependencies, shell scripts
 	cargo fmt --all --check

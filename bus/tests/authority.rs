@@ -18,6 +18,8 @@ use async_nats::ConnectOptions;
 use bus::identity::{HubKeys, Permissions, Tls, fingerprints, jwt, node_permissions};
 use bus::module::Account;
 use bus::server::{HubConfig, HubLink, HubServer, LeafConfig, LeafServer, Refusal};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use schemas::name::NodeName;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -301,5 +303,24 @@ async fn an_authority_that_may_not_vouch_is_shown_until_the_roll_is_finished() {
     hub.lets_in("127.0.0.1", &both).await.unwrap();
     away.rebuild_links().await.unwrap();
     refused(&away, "who was not told is out").await;
+    hub.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_speaks_nothing_newer_than_tls_1_2_is_refused() {
+    let ground = Ground::new("versions");
+    let hub = Hub::start(&ground).await;
+    let tls = Tls::load_or_create(&ground.dir("tls"), &sans()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(tls.ca_pem.as_bytes()).unwrap()).unwrap();
+    let creds = hub.keys.creds(Account::Control, "client", &Permissions::full()).unwrap();
+    for (version, is_in) in [(&rustls::version::TLS12, false), (&rustls::version::TLS13, true)] {
+        let config = rustls::ClientConfig::builder_with_protocol_versions(&[version]);
+        let config = config.with_root_certificates(roots.clone()).with_no_client_auth();
+        let options = ConnectOptions::with_credentials(&creds).unwrap().max_reconnects(1);
+        let options = options.tls_client_config(config).require_tls(true);
+        let outcome = options.connect(format!("tls://127.0.0.1:{}", hub.config.listen.port())).await;
+        assert_eq!(outcome.is_ok(), is_in, "{version:?}");
+    }
     hub.server.stop().await.unwrap();
 }

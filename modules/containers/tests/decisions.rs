@@ -320,6 +320,22 @@ fn a_pod_is_started_once_and_told() {
 
 /// A hub that came back older: what runs is said again; of what went since, that it is gone; all of it once.
 #[test]
+fn a_container_is_replaced_for_what_it_is_made_from_and_for_nothing_else() {
+    let mut world = World::new();
+    world.pod("u1", 1, one());
+    world.acts();
+    let mut edited = pod("u1", with(json!({"tolerations": [{"key": "k", "operator": "Exists"}]})), false);
+    edited.set(&["metadata", "labels", "app"], "web");
+    world.entry("pods", "web", "u1", 2, Content::Object(edited));
+    world.wait(60_000);
+    assert_eq!(world.acts(), Vec::<String>::new(), "no container is made from labels or tolerations");
+    let mut spec = one();
+    spec["containers"][0]["args"] = json!(["--other"]);
+    world.pod("u1", 3, spec);
+    assert_eq!(world.acts(), ["replace u1", "start u1/main/1"]);
+}
+
+#[test]
 fn everything_is_reported_anew_to_a_hub_that_came_back_older() {
     let rewound = |world: &mut World, epochs: &[(&str, u64)]| {
         let mut lineage = Lineage::new("g".into());

@@ -31,6 +31,8 @@ enum Command {
     },
     /// End a running demo and remove everything, also what a killed one left
     Clean,
+    /// Remove what killed end-to-end tests left; those that run, and demos, are left alone
+    Sweep,
 }
 
 fn main() -> ExitCode {
@@ -40,6 +42,10 @@ fn main() -> ExitCode {
         Some(Command::Cut { node }) => demo::link(&node, true),
         Some(Command::Heal { node }) => demo::link(&node, false),
         Some(Command::Clean) => demo::clean(),
+        Some(Command::Sweep) => {
+            tests::cluster::ledger::sweep_temporary();
+            Ok(())
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
