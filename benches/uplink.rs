@@ -29,7 +29,9 @@ async fn operator(file: std::path::PathBuf) -> anyhow::Result<Bus> {
     let text =
         |name: &str| file.get(name).and_then(Value::as_str).map(str::to_owned).context("operator.json");
     let login = Login::Password { user: text("work_user")?, password: text("work_password")? };
-    Ok(dial(&text("url")?, None, login, "bench", "_INBOX.bench".into(), Account::Work, "").await?)
+    // The node's own inbox: no other is answered across the link.
+    let inbox = schemas::subject::module_inbox(&text("node")?, "bench");
+    Ok(dial(&text("url")?, None, login, "bench", inbox, Account::Work, "").await?)
 }
 
 fn body(n: u64) -> Vec<u8> {
