@@ -4,13 +4,16 @@
 //! table that `docs/benchmarks.md` keeps; nothing is asserted. The measured programs are the release build
 //! (`EDGEWIRE_BIN_DIR`), this program need not be.
 
+mod api;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use base64::Engine;
 use serde_json::{Value, json};
 use tests::cluster::Cluster;
+
+use api::{Api, PATIENCE};
 
 /// Pods started on each side.
 const PODS: usize = 20;
@@ -18,8 +21,6 @@ const PODS: usize = 20;
 const CHANGES: usize = 60;
 /// What is idle is looked at after so long.
 const SETTLE: Duration = Duration::from_secs(30);
-/// Nothing here takes longer.
-const PATIENCE: Duration = Duration::from_secs(60);
 const PODS_PATH: &str = "/api/v1/namespaces/default/pods";
 const IMAGE: &str = "docker.io/library/busybox:demo";
 
@@ -48,41 +49,7 @@ async fn main() -> anyhow::Result<()> {
     cluster.done().await
 }
 
-/// The hub's API, as a program uses it.
-struct Api {
-    http: reqwest::Client,
-    server: String,
-    token: String,
-}
-
 impl Api {
-    /// By the kubeconfig that the hub wrote.
-    async fn of(cluster: &Cluster) -> anyhow::Result<Self> {
-        let config: Value = serde_json::from_slice(&std::fs::read(&cluster.site().kubeconfig)?)?;
-        let text = |path: &str| {
-            config.pointer(path).and_then(Value::as_str).map(str::to_owned).with_context(|| path.to_owned())
-        };
-        let ca = text("/clusters/0/cluster/certificate-authority-data")?;
-        let ca = base64::engine::general_purpose::STANDARD.decode(ca)?;
-        // A second call finds the provider installed: that is fine.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http =
-            reqwest::Client::builder().add_root_certificate(reqwest::Certificate::from_pem(&ca)?).build()?;
-        Ok(Self { http, server: text("/clusters/0/cluster/server")?, token: text("/users/0/user/token")? })
-    }
-
-    fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.server)).bearer_auth(&self.token)
-    }
-
-    async fn send(&self, method: reqwest::Method, path: &str, body: &Value) -> anyhow::Result<()> {
-        let answer = self.request(method, path).json(body).send().await?;
-        let status = answer.status();
-        let said = answer.text().await?;
-        anyhow::ensure!(status.is_success(), "{path}: {status}: {said}");
-        Ok(())
-    }
-
     /// From the acknowledgement of the create to Running in a watch that was open before.
     async fn create_and_wait(&self, name: &str) -> anyhow::Result<Duration> {
         let path = format!("{PODS_PATH}?watch=true&fieldSelector=metadata.name%3D{name}");

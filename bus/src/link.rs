@@ -20,8 +20,11 @@ use serde_json::json;
 
 use crate::connection::{Bus, from_nats, to_nats};
 
-/// Messages in one batch: the server takes at most 1,000.
-pub const BATCH_MESSAGES_MAX: usize = 200;
+/// Messages in one batch: the server takes at most 1,000, the cursor among them. Each batch costs a sync at the hub, one of
+/// the node's own memory and a trim of its stream, whatever it holds; on a slow link it is the bytes that bound it.
+pub const BATCH_MESSAGES_MAX: usize = 900;
+/// Entries of one pull.
+pub const PULL_MESSAGES_MAX: usize = 200;
 /// What an answer that can't come any more is told as.
 const SERVER_RENEWED: &str = "the node's server was away";
 /// So much of a server's ID tells its starts apart: it is a random key, in base 32.
@@ -93,8 +96,8 @@ pub async fn pull(
     wait: Duration,
     patience: Duration,
 ) -> Result<(Vec<Pulled>, Duration), LinkError> {
-    let there = json!({"batch": BATCH_MESSAGES_MAX, "max_bytes": max_bytes, "no_wait": true});
-    let took = request(bus, node, &there, BATCH_MESSAGES_MAX, patience).await?;
+    let there = json!({"batch": PULL_MESSAGES_MAX, "max_bytes": max_bytes, "no_wait": true});
+    let took = request(bus, node, &there, PULL_MESSAGES_MAX, patience).await?;
     if !took.0.is_empty() || wait.is_zero() {
         return Ok(took);
     }

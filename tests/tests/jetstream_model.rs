@@ -317,7 +317,7 @@ impl Both {
             real.extend(pulled);
         }
         let name = subject::desired_consumer(&self.node);
-        let pulled = self.desired.pull(&name, link::BATCH_MESSAGES_MAX, 1 << 20, 0);
+        let pulled = self.desired.pull(&name, link::PULL_MESSAGES_MAX, 1 << 20, 0);
         let mut model: Vec<_> = pulled
             .iter()
             .filter_map(|(sequence, _)| self.desired.at(*sequence))

@@ -5,7 +5,8 @@
 //! configuration alone; the supervising is one [`process::Supervisor`].
 //!
 //! * [`hub`] operator mode, TLS for clients and leafs; [`leaf`] local users, two remotes; [`way`] the ways to the hub;
-//!   [`look`] how the link looks, with the kernel's counters of [`tcp`]; [`denials`] what a server refused
+//!   [`look`] how the link looks, with the kernel's counters of [`tcp`]; [`unlinked`] that it broke;
+//!   [`denials`] what a server refused
 //! * [`hold`] holding one still while its files are copied
 //! * [`users`] the leaf's users on disk
 //! * [`binary`] which `nats-server`; [`process`] the supervisor; [`child`] one process: record, signals, log;
@@ -22,6 +23,7 @@ mod process;
 pub mod session;
 mod store;
 mod tcp;
+mod unlinked;
 pub mod users;
 pub mod way;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bus::connection::{Bus, Handles};
 use bus::link::{self, Have, LinkError};
-use bus::module::Rim;
+use bus::module::{Account, Rim};
 use bus::server::LeafServer;
 use bus::store::Store;
 use futures::StreamExt;
@@ -86,6 +86,23 @@ impl Patience {
     }
 }
 
+impl EdgeRim {
+    /// What is asked across the link of `account`. It ends with the link: the answer is then not waited for, because a hub
+    /// whose server fell has forgotten the question, and the link may be back long before patience ends.
+    async fn while_linked<T>(
+        &self,
+        account: Account,
+        asked: impl Future<Output = Result<T, LinkError>>,
+    ) -> Result<T, LinkError> {
+        // Not confirmed by the server: a link that breaks in that moment is left to patience.
+        let Ok(lost) = self.server.link_lost(account).await else { return asked.await };
+        tokio::select! {
+            outcome = asked => outcome,
+            () = lost => Err(LinkError::Lost("the link broke".to_owned())),
+        }
+    }
+}
+
 fn of(bus: &Handles, lane: Lane) -> Result<&Bus, LinkError> {
     bus.bus(account(lane)).ok_or_else(|| LinkError::Lost("no connection in the lane's account".to_owned()))
 }
@@ -130,7 +147,8 @@ impl Rim<Sync> for EdgeRim {
             Act::Pull { round, max_bytes, wait } => {
                 let wait = if wait { PULL_WAIT } else { Duration::ZERO };
                 let (since, patience) = (Instant::now(), self.pull_patience.now());
-                let outcome = link::pull(&bus.control, &self.node, max_bytes, wait, patience).await;
+                let pull = link::pull(&bus.control, &self.node, max_bytes, wait, patience);
+                let outcome = self.while_linked(Account::Control, pull).await;
                 match &outcome {
                     Ok((_, took)) => self.pull_patience.answered(*took),
                     Err(_) => self.pull_patience.unanswered(since.elapsed()),
@@ -177,7 +195,7 @@ impl Rim<Sync> for EdgeRim {
                     let (cursor, patience) = (cursor.raise(&self.node, lane), self.commit_patience.now());
                     link::commit(of(bus, lane)?, &messages, &cursor, expect_revision, patience).await
                 };
-                let outcome = commit.await;
+                let outcome = self.while_linked(account(lane), commit).await;
                 match &outcome {
                     Ok(_) => self.commit_patience.answered(since.elapsed()),
                     Err(error) => {

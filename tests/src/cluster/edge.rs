@@ -356,3 +356,20 @@ impl Edge {
         Ok(())
     }
 }
+
+/// Does that work in the node's network namespace, on a thread of its own.
+pub async fn inside<T: Send + 'static>(
+    edge: &Edge,
+    work: impl AsyncFnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let (namespace, (done, result)) = (edge.namespace(), tokio::sync::oneshot::channel());
+    std::thread::spawn(move || {
+        let run = || {
+            nix::sched::setns(std::fs::File::open(&namespace)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(work())
+        };
+        let _ = done.send(run()); // nobody waits when the test was given up
+    });
+    result.await.context("the thread in the node's namespace ended")?
+}

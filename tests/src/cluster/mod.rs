@@ -45,7 +45,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 
-pub use edge::Edge;
+pub use edge::{Edge, inside};
 pub use eventually::eventually;
 pub use gateway::Gateway;
 pub use hub::Hub;

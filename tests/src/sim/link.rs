@@ -1,6 +1,6 @@
 //! What the edge's `sync` wants done, as `sync::rim` and `bus::link` do it, on the model.
 
-use bus::link::{BATCH_MESSAGES_MAX, Have, LinkError, Pulled, Stored, StreamState};
+use bus::link::{BATCH_MESSAGES_MAX, Have, LinkError, PULL_MESSAGES_MAX, Pulled, Stored, StreamState};
 use schemas::subject::{self, DesiredKey, Lane};
 use sync::edge::{Act, Done, Sync};
 
@@ -173,7 +173,7 @@ fn serve(w: &mut World, waiting: &WaitingPull) -> bool {
     else {
         return false;
     };
-    let delivered = stream.pull(&consumer, BATCH_MESSAGES_MAX, waiting.max_bytes, now_ms);
+    let delivered = stream.pull(&consumer, PULL_MESSAGES_MAX, waiting.max_bytes, now_ms);
     let mut pulled: Vec<Pulled> = delivered
         .into_iter()
         .filter_map(|(sequence, _)| stream.at(sequence))

@@ -38,6 +38,7 @@ const TRIED: &[(&str, &[&str])] = &[
     ("bus/src/proxy.rs", &["addresses_of_hubs_and_proxies"]),
     ("bus/src/server/way.rs", &["addresses_of_hubs_and_proxies"]),
     ("bus/src/server/tcp.rs", &["the_kernels_answers_are_read_whatever_they_are"]),
+    ("bus/src/server/unlinked.rs", &["only_a_link_counts"]),
     ("modules/api/src/patch.rs", &["patches"]),
     ("modules/api/src/validate.rs", &["bodies_in_json"]),
     ("modules/api/src/protobuf.rs", &["bodies_in_protobuf"]),

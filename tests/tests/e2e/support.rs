@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::Value;
+pub use tests::cluster::inside;
 use tests::cluster::judge::Running;
 pub use tests::cluster::pods::{BUSYBOX, IDLE, pod, shell};
 pub use tests::cluster::readings::{acked, acked_more, all_arrived, sensor};
@@ -129,21 +130,4 @@ pub async fn agent_serves(edge: &Edge) -> anyhow::Result<()> {
         Ok(!modules.is_empty() && modules.iter().all(|module| module["state"] == "Running"))
     })
     .await
-}
-
-/// Does that work in the node's network namespace, on a thread of its own.
-pub async fn inside<T: Send + 'static>(
-    edge: &Edge,
-    work: impl AsyncFnOnce() -> anyhow::Result<T> + Send + 'static,
-) -> anyhow::Result<T> {
-    let (namespace, (done, result)) = (edge.namespace(), tokio::sync::oneshot::channel());
-    std::thread::spawn(move || {
-        let run = || {
-            nix::sched::setns(std::fs::File::open(&namespace)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(work())
-        };
-        let _ = done.send(run()); // nobody waits when the test was given up
-    });
-    result.await.context("the thread in the node's namespace ended")?
 }
