@@ -59,6 +59,7 @@ const TRIED: &[(&str, &[&str])] = &[
     ("modules/identity/src/edge.rs", &["the_nodes_modules"]),
     ("modules/nodes/src/lib.rs", &["the_hubs_modules"]),
     ("modules/ledger/src/lib.rs", &["the_hubs_modules", "what_the_ledger_reads"]),
+    ("modules/ledger/src/book.rs", &["the_hubs_modules"]),
     ("modules/events/src/lib.rs", &["the_hubs_modules"]),
     ("modules/placement/src/state.rs", &["the_hubs_modules"]),
     ("modules/sync/src/edge/heartbeat.rs", &["the_nodes_modules"]),
