@@ -232,8 +232,7 @@ pub fn stored(w: &mut World, at: usize, stream: &str, before: Option<&Stored>, s
     }
     if stream == subject::STREAM_UP || stream == subject::STREAM_FROM {
         if stored.subject.starts_with("ew.in.hub.") {
-            // The hub's own word is there as soon as it is stored.
-            let id = stored.headers.get(header::ID).map(String::as_str).unwrap_or_default();
+            let id = stored.headers.get(header::ID).map_or("", String::as_str); // the hub's own: it is there
             w.checks.owed.remove(&format!("{HUB} {id}"));
         } else if stored.subject.contains("_cursor.") {
             cursor_moved(w, stored);
