@@ -83,8 +83,9 @@ pub struct Pulled {
 }
 
 /// Takes from the node's consumer what is there, at most `max_bytes` (but one entry, however large); if nothing is, waits
-/// `wait` for one. Any answer may take `patience`: a large entry on a slow link does. An empty answer says that there was nothing. The time is that from the first to the last entry; 0 for
-/// fewer than two.
+/// `wait` for one. Any answer may take `patience`: a large entry on a slow link does. An empty answer says that there was
+/// nothing. The time is that from the question to the last entry, for what was there; 0 for what was waited for. Not from
+/// the first entry: they are written to the link together, so it holds them up together and they come at once.
 ///
 /// Two kinds of request, and no third: one that takes what is there and is over at once, and one that waits for a single
 /// entry and is over with it. A request for many that was left open takes entries into an inbox that nobody reads any more,
@@ -102,7 +103,8 @@ pub async fn pull(
         return Ok(took);
     }
     let one = json!({"batch": 1, "expires": u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)});
-    request(bus, node, &one, 1, wait + patience).await
+    let (pulled, _) = request(bus, node, &one, 1, wait + patience).await?;
+    Ok((pulled, Duration::ZERO))
 }
 
 /// One request to the node's consumer, until it is over: `most` entries came, or the server said so.
@@ -120,8 +122,9 @@ async fn request(
     let consumer = subject::desired_consumer(node);
     let to = format!("$JS.{}.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", subject::DOMAIN_HUB);
     bus.client.publish_with_reply(to, inbox, body.to_string().into()).await.map_err(lost)?;
+    let asked = tokio::time::Instant::now();
     let mut pulled: Vec<Pulled> = Vec::new();
-    let mut first = None;
+    let mut took = Duration::ZERO;
     while pulled.len() < most {
         let next = tokio::select! {
             next = tokio::time::timeout(silence, answers.next()) => next,
@@ -151,11 +154,9 @@ async fn request(
         }
         // Not over when nothing more waits: an entry written just now would be lost in the inbox. The server says the end.
         let Some(entry) = pulled_of(message) else { continue };
-        first.get_or_insert_with(tokio::time::Instant::now);
+        took = asked.elapsed();
         pulled.push(entry);
     }
-    // A lone entry says nothing of the throughput.
-    let took = first.filter(|_| pulled.len() > 1).map_or(Duration::ZERO, |first| first.elapsed());
     Ok((pulled, took))
 }
 

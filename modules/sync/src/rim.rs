@@ -189,8 +189,14 @@ impl Rim<Sync> for EdgeRim {
                 state.await.ok().map(|state| Done::Counted { lane, state })
             }
             Act::Read { lane, round, from, max_bytes } => {
+                let since = Instant::now();
                 let have = async { read(of(bus, lane)?, lane, from, max_bytes).await };
-                Some(Done::Have { lane, round, outcome: have.await })
+                let outcome = have.await;
+                if let Ok(have) = &outcome {
+                    let (lane, messages) = (lane.as_str(), have.messages.len());
+                    tracing::debug!(lane, from, messages, max_bytes, took_ms = ms(since), "read");
+                }
+                Some(Done::Have { lane, round, outcome })
             }
             Act::Commit { lane, round, messages, cursor, expect_revision } => {
                 let since = Instant::now();
@@ -201,7 +207,11 @@ impl Rim<Sync> for EdgeRim {
                 };
                 let outcome = self.while_linked(account(lane), commit).await;
                 match &outcome {
-                    Ok(_) => self.commit_patience.answered(since.elapsed()),
+                    Ok(_) => {
+                        self.commit_patience.answered(since.elapsed());
+                        let (lane, messages) = (lane.as_str(), messages.len());
+                        tracing::debug!(lane, messages, bytes, took_ms = ms(since), "committed");
+                    }
                     Err(error) => {
                         self.commit_patience.unanswered(since.elapsed());
                         tracing::debug!(lane = lane.as_str(), %error, "batch was not committed");
@@ -210,10 +220,14 @@ impl Rim<Sync> for EdgeRim {
                 Some(Done::Committed { lane, round, outcome, bytes, took_ms: ms(since) })
             }
             Act::Trim { lane, sequence } => {
+                let since = Instant::now();
                 let trim =
                     async { link::trim(of(bus, lane)?, lane.edge_stream(), lane.filter(), sequence).await };
-                if let Err(error) = trim.await {
-                    tracing::debug!(%error, "the next trim takes it too");
+                match trim.await {
+                    Ok(count) => {
+                        tracing::debug!(lane = lane.as_str(), count, took_ms = ms(since), "trimmed");
+                    }
+                    Err(error) => tracing::debug!(%error, "the next trim takes it too"),
                 }
                 None
             }
