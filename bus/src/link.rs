@@ -302,11 +302,16 @@ pub async fn state(bus: &Bus, stream: &str) -> Result<StreamState, LinkError> {
     })
 }
 
-/// Drops from one of this server's own streams what matches `filter`, up to and with `sequence`. Says how many went.
-pub async fn trim(bus: &Bus, stream: &str, filter: &str, sequence: u64) -> Result<u64, LinkError> {
+/// Drops from one of this server's own streams what matches `filter` (`None`: all), up to and with `sequence`. Says how many
+/// went. With a filter the server takes out one message after the other, and nobody reads meanwhile (measured).
+pub async fn trim(bus: &Bus, stream: &str, filter: Option<&str>, sequence: u64) -> Result<u64, LinkError> {
     let stream = bus.jetstream.get_stream_no_info(stream).await.map_err(lost)?;
-    let purged = stream.purge().filter(filter).sequence(sequence + 1).await.map_err(lost)?;
-    Ok(purged.purged)
+    let purge = stream.purge().sequence(sequence + 1);
+    let purged = match filter {
+        Some(filter) => purge.filter(filter).await,
+        None => purge.await,
+    };
+    Ok(purged.map_err(lost)?.purged)
 }
 
 /// The cursor of a lane at the hub: its revision there (0: there is none) and its value.

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use bus::proxy::Proxy;
 use clap::Parser;
 use schemas::name::NodeName;
 use serde::Deserialize;
+use sync::turns::{Cap, Caps};
 use sync::ways::RETURN_AFTER_MS;
 
 /// Runs an Edgewire node: its own bus, containerd, and the modules that run pods, on and off line.
@@ -97,6 +98,10 @@ pub struct RunArgs {
     /// A label that the node starts with (key=value); may be given several times
     #[arg(long = "label", env = "EDGEWIRE_LABELS", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub labels: Vec<String>,
+    /// How fast a lane of the uplink may be, in bits each second, before compression; may be given several times. Lanes:
+    /// state, events, workload (`up.`), bulk (`bulk.`) [default: none]
+    #[arg(long = "uplink-cap", env = "EDGEWIRE_UPLINK_CAP", value_name = "LANE=RATE", value_delimiter = ',')]
+    pub uplink_caps: Vec<Cap>,
     /// How long a link that had to go over wss:// stays there before tls:// is tried again; longer or shorter by up to a
     /// quarter, differently on each node [default: 300]
     #[arg(long, env = "EDGEWIRE_LINK_RETURN_S", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -124,6 +129,7 @@ struct File {
     images: Vec<PathBuf>,
     labels: BTreeMap<String, String>,
     link_return_s: Option<u64>,
+    uplink_caps: BTreeMap<String, String>,
     proxy: Option<String>,
     nats_server: Option<PathBuf>,
     log_format: Option<String>,
@@ -150,6 +156,8 @@ pub struct Config {
     pub containerd_namespace: String,
     /// Where image archives lie.
     pub images: Vec<PathBuf>,
+    /// Lanes of the uplink that may not be faster.
+    pub uplink_caps: Caps,
     /// How long a link stays on the worse way before the better one is tried.
     pub link_return_ms: u64,
     /// The proxy on the way to the hub, or none; `None`: as it joined.
@@ -228,6 +236,12 @@ impl Config {
             };
             labels.insert(key.to_owned(), value.to_owned());
         }
+        let mut uplink_caps = Caps::new();
+        let of_file = file.uplink_caps.iter().map(|(lane, rate)| Cap::of(lane, rate));
+        for cap in of_file.chain(args.uplink_caps.into_iter().map(Ok)) {
+            let cap = cap.map_err(|why| anyhow!("EW-CONFIG: uplink_caps: {why}"))?;
+            uplink_caps.insert(cap.lane, cap.bytes_per_s);
+        }
         let log_json = match args.log_format.or(file.log_format).as_deref() {
             None | Some("human") => false,
             Some("json") => true,
@@ -242,6 +256,7 @@ impl Config {
                 .link_return_s
                 .or(file.link_return_s)
                 .map_or(RETURN_AFTER_MS, |seconds| seconds.saturating_mul(1000)),
+            uplink_caps,
             proxy,
             data_dir: absolute(
                 args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/edgewire")),
@@ -271,6 +286,7 @@ fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use schemas::subject::Lane;
 
     #[test]
     fn networks_are_read_and_bounded() {
@@ -285,12 +301,32 @@ mod tests {
     }
 
     #[test]
+    fn a_flag_is_stronger_than_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        std::fs::write(&path, "[uplink_caps]\nbulk = '8k'\nworkload = '80k'").unwrap();
+        let path = path.to_str().unwrap();
+        let args = Args::parse_from(["edge-runtime", "--config", path, "--uplink-cap", "bulk=16k,state=8k"]);
+        let caps = Config::load(args.run).unwrap().uplink_caps;
+        assert_eq!(caps, [(Lane::Bulk, 2_000), (Lane::Workload, 10_000), (Lane::State, 1_000)].into());
+        assert!(Args::try_parse_from(["edge-runtime", "--uplink-cap", "bulk"]).is_err());
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let [fast, all] = ["bulk = 'fast'", "all = '2M'"].map(|cap| {
+            let path = dir.path().join(cap);
+            std::fs::write(&path, format!("[uplink_caps]\n{cap}")).unwrap();
+            path.into_os_string().into_string().unwrap()
+        });
         for (args, word) in [
             (vec!["--pod-cidr", "10.0.0.0"], "pod_cidr"),
             (vec!["--name", "Not_A_Name"], "node name"),
             (vec!["--label", "novalue"], "novalue"),
             (vec!["--log-format", "xml"], "xml"),
+            (vec!["--config", &fast], "\"fast\""),
+            (vec!["--config", &all], "there are state, events"),
             (vec!["--config", "/does/not/exist"], "/does/not/exist"),
         ] {
             let args = Args::parse_from([vec!["edge-runtime"], args].concat());

@@ -204,13 +204,14 @@ fn modules(
         data_dir: config.data_dir.clone(),
     };
     let notices = std::sync::Mutex::new(notices);
-    let (name, server, link_return_ms) = (node.clone(), leaf.clone(), config.link_return_ms);
+    let (name, server) = (node.clone(), leaf.clone());
+    let (link_return_ms, caps) = (config.link_return_ms, config.uplink_caps.clone());
     host.module(spec(sync::edge::NAME, sync::edge::flows(node)), move || {
         // Told once: by the first incarnation.
         let notices = std::mem::take(&mut *notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         let rim = EdgeRim::new(name.clone(), boot_id.clone(), facts.clone(), server.clone());
         let sync = Sync::new(name.clone(), boot_id.clone(), notices);
-        (sync.returning_after(link_return_ms), rim)
+        (sync.returning_after(link_return_ms).capped(caps.clone()), rim)
     });
     let server = leaf.clone();
     let name = node.clone();

@@ -269,7 +269,7 @@ impl Both {
     async fn trim(&mut self) {
         let filter = self.random.pick(&["ew.in.n1.events.>", "ew.in.*.events.ew.evt.m.T1"]).copied().unwrap();
         let until = self.random.below(self.up.last_sequence() + 2);
-        link::trim(&self.bus, STREAM_UP, filter, until).await.unwrap();
+        link::trim(&self.bus, STREAM_UP, Some(filter), until).await.unwrap();
         self.up.purge(filter, until);
     }
 
@@ -360,7 +360,7 @@ impl Both {
     async fn fill(&mut self) {
         if self.random.per_mille(250) {
             let until = self.random.below(self.small.last_sequence() + 1);
-            link::trim(&self.bus, "SMALL", "small.>", until).await.unwrap();
+            link::trim(&self.bus, "SMALL", Some("small.>"), until).await.unwrap();
             self.small.purge("small.>", until);
         }
         let payload = Bytes::from(vec![b's'; usize::try_from(self.random.between(20, 400)).unwrap()]);

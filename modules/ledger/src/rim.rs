@@ -46,7 +46,8 @@ impl Rim<Ledger> for LedgerRim {
             Act::TrimCursors { stream, subject, newest } => {
                 let of = if stream == STREAM_UP { Some(&bus.control) } else { bus.work.as_ref() };
                 if let Some(of) = of
-                    && let Err(error) = link::trim(of, &stream, &subject, newest.saturating_sub(1)).await
+                    && let Err(error) =
+                        link::trim(of, &stream, Some(&subject), newest.saturating_sub(1)).await
                 {
                     tracing::debug!(subject, %error, "older cursors go with the next");
                 }
@@ -81,7 +82,7 @@ async fn shed(work: &Bus) -> Result<BTreeMap<Lane, u64>, LinkError> {
     ];
     for (lane, filter, oldest) in steps {
         // Cursors stand outside the filters: they stay.
-        let count = link::trim(work, STREAM_FROM, filter, oldest).await?;
+        let count = link::trim(work, STREAM_FROM, Some(filter), oldest).await?;
         if count > 0 {
             tracing::warn!(lane = lane.as_str(), count, "stream FROM is nearly full: its oldest messages go");
             return Ok(BTreeMap::from([(lane, count)]));

@@ -54,7 +54,7 @@ impl Housekeeping {
                 return Ok(None);
             }
             let last = link::state(work, STREAM_BULK).await?.last_sequence;
-            link::trim(work, STREAM_BULK, ">", last).await.map(|_| Some(last))
+            link::trim(work, STREAM_BULK, None, last).await.map(|_| Some(last))
         };
         let cleared: Result<_, LinkError> = streams.await;
         cleared.unwrap_or_else(|error| {

@@ -117,7 +117,7 @@ impl LinksRim {
             let taken = link::ack_floor(bus, subject::STREAM_UP, durable).await?.min(counted);
             if taken > 0 {
                 // Cursors match no reader's filter: the newest of each is never trimmed.
-                link::trim(bus, subject::STREAM_UP, filter, taken).await?;
+                link::trim(bus, subject::STREAM_UP, Some(filter), taken).await?;
             }
         }
         Ok(())

@@ -6,8 +6,9 @@
 //! | up | streams OUTBOX (reports, events) and UPLINK (workloads' `up.`) | streams UP and FROM, with a cursor for each lane |
 //! | both | heartbeat: a request through the link, so its answer proves both ways | module `nodes` answers |
 //!
-//! [`down`], [`up`], [`watchdog`], [`ways`], [`clock`] and [`disk`] decide; [`edge`] composes them into the module that runs on a node, with the
-//! heartbeat; [`rim`] and [`housekeeping`] do what they want done; [`hub`] is the module at the other end. Nothing here reads a clock except [`rim`].
+//! [`down`], [`up`], [`pace`], [`turns`], [`watchdog`], [`ways`], [`clock`] and [`disk`] decide; [`edge`] composes them into the
+//! module that runs on a node, with the heartbeat; [`rim`] and [`housekeeping`] do what they want done; [`hub`] is the module at
+//! the other end. Nothing here reads a clock except [`rim`].
 
 pub mod clock;
 pub mod disk;
@@ -18,6 +19,7 @@ pub mod housekeeping;
 pub mod hub;
 pub mod pace;
 pub mod rim;
+pub mod turns;
 pub mod up;
 pub mod watchdog;
 pub mod ways;

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use schemas::name::NodeName;
 use schemas::subject::{self, Lane};
 
-use crate::edge::{Act, Done, Sync, account};
+use crate::edge::{self, Act, Done, Sync, account};
 use crate::facts::{self, NodeConfig};
 use crate::housekeeping::Housekeeping;
 
@@ -200,7 +200,7 @@ impl Rim<Sync> for EdgeRim {
             }
             Act::Commit { lane, round, messages, cursor, expect_revision } => {
                 let since = Instant::now();
-                let bytes = messages.iter().map(|message| message.payload.len() + 200).sum();
+                let bytes = edge::bytes(&messages);
                 let commit = async {
                     let (cursor, patience) = (cursor.raise(&self.node, lane), self.commit_patience.now());
                     link::commit(of(bus, lane)?, &messages, &cursor, expect_revision, patience).await
@@ -221,8 +221,8 @@ impl Rim<Sync> for EdgeRim {
             }
             Act::Trim { lane, sequence } => {
                 let since = Instant::now();
-                let trim =
-                    async { link::trim(of(bus, lane)?, lane.edge_stream(), lane.filter(), sequence).await };
+                let filter = (!lane.is_alone()).then_some(lane.filter());
+                let trim = async { link::trim(of(bus, lane)?, lane.edge_stream(), filter, sequence).await };
                 match trim.await {
                     Ok(count) => {
                         tracing::debug!(lane = lane.as_str(), count, took_ms = ms(since), "trimmed");

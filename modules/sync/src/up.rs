@@ -1,9 +1,9 @@
 //! Up: one lane of the node's stored messages, carried to the hub exactly once and in order. Pure.
 //!
 //! A lane reads its stream from where its cursor stands, raises what it read in an atomic batch that ends with the new
-//! cursor under compare-and-set, and trims what the hub has. Whatever dies when, the cursor at the hub says what was
-//! taken. After any doubt it is read again; a message that the hub will never take is found by halving the batch, and
-//! dead-lettered.
+//! cursor under compare-and-set, and trims what the hub has. What comes after a batch is read while it is on its way.
+//! Whatever dies when, the cursor at the hub says what was taken. After any doubt it is read again; a message that the hub
+//! will never take is found by halving the batch, and dead-lettered.
 
 use bus::link::{Have, LinkError, Raise, Stored, StreamState};
 use schemas::envelope::header;
@@ -39,6 +39,11 @@ impl Cursor {
 /// nobody could tell whether what is missing at the hub is the idle lane's and still to come. A read waits some seconds.
 pub const QUIET_READS_MAX: u32 = 12;
 
+/// What the hub has may stand in the node's stream up to so many messages or bytes while more waits behind it: a trim is work
+/// for the server, which serves no read meanwhile (measured: as long as a batch is on its way).
+const UNTRIMMED_MAX: usize = 4_000;
+const UNTRIMMED_MAX_BYTES: usize = 1024 * 1024;
+
 /// What the node itself remembers of a lane, on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confirmed {
@@ -57,6 +62,10 @@ pub struct Up {
     generation: String,
     revision: u64,
     limit: usize,
+    /// What was read of what comes after the batch that is on its way.
+    ahead: Option<Have>,
+    /// What the hub has and the node's stream still holds: messages, bytes.
+    untrimmed: (usize, usize),
     waiting: u64,
     waiting_bytes: u64,
     account: Account,
@@ -70,11 +79,12 @@ enum Phase {
     Away,
     FindingCursor,
     Reading,
-    /// `first` of `count` messages: who it is that the hub refuses, when it is alone.
+    /// `first` of `count` messages: who it is that the hub refuses, when it is alone. What comes after `last` is being read.
     Committing {
         last: u64,
         first: Option<Stored>,
         count: usize,
+        bytes: usize,
     },
 }
 
@@ -122,6 +132,8 @@ impl Up {
             generation: String::new(),
             revision: 0,
             limit: usize::MAX,
+            ahead: None,
+            untrimmed: (0, 0),
             waiting: 0,
             waiting_bytes: 0,
             account: Account::default(),
@@ -168,9 +180,17 @@ impl Up {
         Step::FindCursor(self.lane)
     }
 
-    /// No contact: what is under way ends by itself.
-    pub fn disconnect(&mut self) {
+    /// No contact: what is under way ends by itself. Gives up to where the stream is to be trimmed, if it is: what is left is
+    /// what waits.
+    pub fn disconnect(&mut self) -> Option<u64> {
         self.phase = Phase::Away;
+        let (untrimmed, _) = std::mem::take(&mut self.untrimmed);
+        (untrimmed > 0).then_some(self.next.saturating_sub(1))
+    }
+
+    fn trim(&mut self, sequence: u64) -> Step {
+        self.untrimmed = (0, 0);
+        Step::Trim(self.lane, sequence)
     }
 
     /// The cursor at the hub (revision and value) and the state of the stream here.
@@ -256,8 +276,12 @@ impl Up {
             Some(cursor) => cursor.sequence.max(before_first) + 1,
             None => before_first + 1,
         };
+        let trim = taken.is_some() && self.next > state.first_sequence;
         if let Some(Step::Save(_, confirmed)) = steps.last() {
             self.confirmed = Some(confirmed.clone());
+        }
+        if trim {
+            steps.push(self.trim(self.next - 1));
         }
         steps.push(self.read());
         steps
@@ -268,17 +292,30 @@ impl Up {
         Step::Read(self.lane, self.next)
     }
 
-    /// What stands in the stream from the asked sequence on.
-    pub fn have(&mut self, have: Have) -> Vec<Step> {
-        if self.phase != Phase::Reading {
-            return Vec::new();
+    /// What stands in the stream from the asked sequence on. A batch of it has at most `max_bytes`, but one message at least:
+    /// the link may have become slower since it was asked for.
+    pub fn have(&mut self, have: Have, max_bytes: usize) -> Vec<Step> {
+        match self.phase {
+            Phase::Reading => {}
+            Phase::Committing { .. } => {
+                self.ahead = Some(have);
+                return Vec::new();
+            }
+            Phase::Away | Phase::FindingCursor => return Vec::new(),
         }
         let mut messages: Vec<Stored> =
             have.messages.into_iter().filter(|message| message.sequence >= self.next).collect();
         messages.truncate(self.limit);
+        let mut bytes = 0;
+        let fits = messages.iter().take_while(|message| {
+            bytes += message.payload.len();
+            bytes <= max_bytes
+        });
+        let fits = fits.count();
+        messages.truncate(fits.max(1));
         let (Some(first), Some(last)) = (messages.first().cloned(), messages.last().map(|m| m.sequence))
         else {
-            return vec![self.found_nothing(have.through)];
+            return self.found_nothing(have.through);
         };
         self.quiet = 0;
         if self.lane == Lane::Bulk && first.sequence > self.next {
@@ -298,35 +335,52 @@ impl Up {
                 Some(Raise { subject, headers, payload: message.payload })
             })
             .collect();
-        self.phase = Phase::Committing { last, first: Some(first), count: raises.len() };
-        vec![self.commit(raises, last)]
+        self.commit(raises, last, Some(first))
+    }
+
+    /// The stream could not be read.
+    pub fn unread(&mut self) -> Vec<Step> {
+        match self.phase {
+            Phase::Reading => vec![Step::Pause(self.lane)],
+            Phase::Committing { .. } => {
+                // Read again when the batch is through.
+                self.ahead = Some(Have::default());
+                Vec::new()
+            }
+            Phase::Away | Phase::FindingCursor => Vec::new(),
+        }
     }
 
     /// The lane has nothing up to `through`, the stream's last sequence (0: not known).
-    fn found_nothing(&mut self, through: u64) -> Step {
+    fn found_nothing(&mut self, through: u64) -> Vec<Step> {
         self.quiet += 1;
         if self.quiet < QUIET_READS_MAX || through < self.next || self.lane.is_alone() {
-            return self.read();
+            return vec![self.read()];
         }
         self.quiet = 0;
-        self.phase = Phase::Committing { last: through, first: None, count: 0 };
-        self.commit(Vec::new(), through)
+        self.commit(Vec::new(), through, None)
     }
 
-    fn commit(&self, messages: Vec<Raise>, last: u64) -> Step {
-        Step::Commit { lane: self.lane, messages, cursor: self.cursor(last), expect_revision: self.revision }
+    fn commit(&mut self, messages: Vec<Raise>, last: u64, first: Option<Stored>) -> Vec<Step> {
+        let bytes = messages.iter().map(|message| message.payload.len()).sum();
+        self.phase = Phase::Committing { last, first, count: messages.len(), bytes };
+        self.ahead = None;
+        let cursor = self.cursor(last);
+        let commit = Step::Commit { lane: self.lane, messages, cursor, expect_revision: self.revision };
+        vec![commit, Step::Read(self.lane, last + 1)]
     }
 
     fn cursor(&self, sequence: u64) -> Cursor {
         Cursor { outbox_generation: self.generation.clone(), sequence, account: self.account.clone() }
     }
 
-    /// What became of the batch.
-    pub fn committed(&mut self, outcome: Result<u64, LinkError>) -> Vec<Step> {
+    /// What became of the batch. `max_bytes` as for [`have`](Self::have).
+    pub fn committed(&mut self, outcome: Result<u64, LinkError>, max_bytes: usize) -> Vec<Step> {
         if !matches!(self.phase, Phase::Committing { .. }) {
             return Vec::new();
         }
-        let Phase::Committing { last, first, count } = std::mem::replace(&mut self.phase, Phase::Away) else {
+        let Phase::Committing { last, first, count, bytes } = std::mem::replace(&mut self.phase, Phase::Away)
+        else {
             return Vec::new();
         };
         match outcome {
@@ -340,7 +394,19 @@ impl Up {
                 }
                 let confirmed = Confirmed { cursor: self.cursor(last) };
                 self.confirmed = Some(confirmed.clone());
-                vec![Step::Save(self.lane, confirmed), Step::Trim(self.lane, last), self.read()]
+                let mut steps = vec![Step::Save(self.lane, confirmed)];
+                let ahead = self.ahead.take();
+                let (messages, waits) =
+                    (self.untrimmed.0 + count, ahead.as_ref().is_some_and(|a| !a.messages.is_empty()));
+                self.untrimmed = (messages, self.untrimmed.1 + bytes);
+                if !waits || messages >= UNTRIMMED_MAX || self.untrimmed.1 >= UNTRIMMED_MAX_BYTES {
+                    steps.push(self.trim(last));
+                }
+                self.phase = Phase::Reading;
+                if let Some(ahead) = ahead {
+                    steps.extend(self.have(ahead, max_bytes));
+                }
+                steps
             }
             Err(error) if error.is_passing() => {
                 if error == LinkError::CursorMoved {
@@ -359,8 +425,9 @@ impl Up {
                     self.limit = usize::MAX;
                     self.account.drops.add(first.sequence, first.sequence, Reason::DeadLetter);
                     self.next = last + 1; // counted, whatever becomes of the batch
-                    self.phase = Phase::Committing { last, first: None, count: 0 };
-                    vec![Step::Dead(first, error.to_string()), self.commit(Vec::new(), last)]
+                    let mut steps = vec![Step::Dead(first, error.to_string())];
+                    steps.extend(self.commit(Vec::new(), last, None));
+                    steps
                 }
                 None => vec![
                     Step::Tell("CursorRefused", format!("lane {}: {error}", self.lane.as_str())),
@@ -400,6 +467,8 @@ fn behind_text(lane: Lane, taken: u64, known: &Cursor, state: &StreamState) -> S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MAX: usize = 1 << 20;
 
     fn up() -> Up {
         Up::new(NodeName::new("n1").unwrap(), Lane::Events)
@@ -492,7 +561,8 @@ mod tests {
                 cursor: Cursor { outbox_generation: "g".into(), sequence: 8, account: Account::default() },
             });
             up.connect();
-            let steps = up.found(Some((3, cursor("g", 5))), &state("g", first, 9));
+            let mut steps = up.found(Some((3, cursor("g", 5))), &state("g", first, 9));
+            steps.retain(|step| !matches!(step, Step::Trim(_, 5)));
             let [
                 Step::Rewound(_),
                 Step::Tell("CursorBehind", text),
@@ -506,7 +576,10 @@ mod tests {
             assert_eq!((saved.cursor.sequence, *next), (5, first.max(6)));
             up.connect();
             let again = up.found(Some((3, cursor("g", 5))), &state("g", first, 9));
-            assert!(matches!(again.as_slice(), [Step::Read(..)]), "{again:?}");
+            assert!(
+                matches!(again.as_slice(), [Step::Read(..)] | [Step::Trim(_, 5), Step::Read(..)]),
+                "{again:?}"
+            );
         }
         let mut up = up();
         up.restore(Confirmed {
@@ -526,30 +599,118 @@ mod tests {
         });
         up.connect();
         let ahead = up.found(Some((3, cursor("g", 9))), &state("g", 9, 9));
-        assert!(matches!(ahead.as_slice(), [Step::Read(..)]), "an answer was lost: {ahead:?}");
+        assert!(
+            matches!(ahead.as_slice(), [Step::Trim(_, 9), Step::Read(_, 10)]),
+            "an answer was lost: {ahead:?}"
+        );
     }
 
     #[test]
     fn a_batch_moves_the_cursor_under_compare_and_set() {
         let mut up = up();
         reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 6, 8));
-        let steps = up.have(have(vec![stored(6), stored(8)]));
-        let [Step::Commit { messages, cursor, expect_revision, .. }] = steps.as_slice() else { panic!() };
+        let steps = up.have(have(vec![stored(6), stored(8)]), MAX);
+        let [Step::Commit { messages, cursor, expect_revision, .. }, Step::Read(_, 9)] = steps.as_slice()
+        else {
+            panic!("{steps:?}")
+        };
         assert_eq!((messages.len(), cursor.sequence, *expect_revision), (2, 8, 3));
-        let steps = up.committed(Ok(40));
-        assert!(matches!(steps.as_slice(), [Step::Save(..), Step::Trim(_, 8), Step::Read(_, 9)]));
+        let steps = up.committed(Ok(40), MAX);
+        assert!(
+            matches!(steps.as_slice(), [Step::Save(..), Step::Trim(_, 8)]),
+            "it is being read: {steps:?}"
+        );
         assert_eq!(up.revision, 40);
+        let (origins, cursor) = commit_of(&up.have(have(vec![stored(9)]), MAX));
+        assert_eq!((origins, cursor.sequence), (vec!["g.9".to_owned()], 9));
+    }
+
+    #[test]
+    fn what_was_read_ahead_goes_when_the_batch_before_it_is_through() {
+        let mut up = up();
+        reads_from(&mut up, None, state("g", 1, 9));
+        up.have(have(vec![stored(1), stored(2)]), MAX);
+        assert_eq!(up.have(have(vec![stored(3), stored(4)]), MAX), [], "the batch before is on its way");
+        let steps = up.committed(Ok(7), MAX);
+        assert_eq!(commit_of(&steps).0, ["g.3", "g.4"]);
+        assert!(
+            matches!(steps.as_slice(), [Step::Save(..), _, Step::Read(_, 5)]),
+            "no trim meanwhile: {steps:?}"
+        );
+
+        // The batch before it is refused: it counts for nothing.
+        up.have(have(vec![stored(5)]), MAX);
+        let refused = LinkError::Refused { code: 1, cause: "no".into() };
+        assert_eq!(up.committed(Err(refused), MAX), [Step::Read(Lane::Events, 3)]);
+        assert_eq!(commit_of(&up.have(have(vec![stored(3), stored(4)]), MAX)).0, ["g.3"], "half of it");
+
+        // It could not be read: read again, later.
+        assert_eq!(up.unread(), []);
+        let steps = up.committed(Ok(8), MAX);
+        assert!(
+            matches!(steps.as_slice(), [Step::Save(..), Step::Trim(_, 3), Step::Read(_, 4)]),
+            "{steps:?}"
+        );
+        assert_eq!(up.unread(), [Step::Pause(Lane::Events)]);
+    }
+
+    #[test]
+    fn what_the_hub_has_is_trimmed_when_nothing_waits_or_it_is_much() {
+        let mut up = up();
+        reads_from(&mut up, None, state("g", 1, 99_999));
+        let body = Stored { payload: vec![0; UNTRIMMED_MAX_BYTES / 2].into(), ..stored(2) };
+        // Each batch with what is read behind it, and up to where the stream is trimmed then.
+        for (batch, ahead, expected) in [
+            ((1..=1).map(stored).collect(), vec![body.clone()], None),
+            (vec![], vec![Stored { sequence: 3, ..body }], None),
+            (vec![], (4..5_000).map(stored).collect(), Some(3)),
+            (vec![], vec![stored(5_000)], Some(4_999)),
+            (vec![], vec![], Some(5_000)),
+        ] {
+            up.have(have(batch), MAX);
+            up.have(have(ahead), MAX);
+            let steps = up.committed(Ok(7), MAX);
+            let trims = steps.iter().find_map(|step| match step {
+                Step::Trim(_, to) => Some(*to),
+                _ => None,
+            });
+            assert_eq!(trims, expected);
+        }
+        assert_eq!(up.disconnect(), None, "it is trimmed");
+
+        reads_from(&mut up, Some((7, cursor("g", 5_000))), state("g", 5_001, 99_999));
+        up.have(have(vec![stored(5_001)]), MAX);
+        up.have(have(vec![stored(5_002)]), MAX);
+        up.committed(Ok(8), MAX);
+        assert_eq!(up.disconnect(), Some(5_001), "what is left is what waits");
+        // An end of ours in between: it is found at the next contact.
+        up.connect();
+        let steps = up.found(Some((8, cursor("g", 5_001))), &state("g", 5_001, 99_999));
+        assert!(matches!(steps.as_slice(), [Step::Trim(_, 5_001), Step::Read(_, 5_002)]), "{steps:?}");
+    }
+
+    #[test]
+    fn a_link_that_became_slow_gets_less_than_was_read() {
+        let mut up = up();
+        reads_from(&mut up, None, state("g", 1, 9));
+        let of = |sequence| Stored { payload: vec![0; 400].into(), ..stored(sequence) };
+        for (max_bytes, expected) in [(1_000, 2), (100, 1)] {
+            let steps =
+                up.have(have((1..=9).map(of).filter(|of| of.sequence >= up.next).collect()), max_bytes);
+            assert_eq!(commit_of(&steps).0.len(), expected, "of {max_bytes} B");
+            up.committed(Ok(7), max_bytes);
+        }
     }
 
     #[test]
     fn any_doubt_reads_the_cursor_again() {
         let mut up = up();
         reads_from(&mut up, None, state("g", 1, 3));
-        up.have(have(vec![stored(1)]));
-        assert_eq!(up.committed(Err(LinkError::CursorMoved)), [Step::FindCursor(Lane::Events)]);
+        up.have(have(vec![stored(1)]), MAX);
+        assert_eq!(up.committed(Err(LinkError::CursorMoved), MAX), [Step::FindCursor(Lane::Events)]);
         reads_from(&mut up, None, state("g", 1, 3));
-        up.have(have(vec![stored(1)]));
-        assert_eq!(up.committed(Err(LinkError::Lost("cut".into()))), [Step::Pause(Lane::Events)]);
+        up.have(have(vec![stored(1)]), MAX);
+        assert_eq!(up.committed(Err(LinkError::Lost("cut".into())), MAX), [Step::Pause(Lane::Events)]);
         assert_eq!(up.connect(), Step::FindCursor(Lane::Events));
     }
 
@@ -559,9 +720,11 @@ mod tests {
         let mut up = up();
         reads_from(&mut up, None, state("g", 1, 8));
         let (mut taken, mut dead, mut revision) = (Vec::new(), Vec::new(), 0);
-        let mut steps = up.have(have((1..=8).map(stored).collect()));
+        let mut steps = up.have(have((1..=8).map(stored).collect()), MAX);
         for _ in 0..50 {
             let mut next = Vec::new();
+            // What is read ahead is there before the batch is through.
+            steps.sort_by_key(|step| !matches!(step, Step::Read(..)));
             for step in steps {
                 match step {
                     Step::Commit { messages, cursor, .. } => {
@@ -574,10 +737,10 @@ mod tests {
                             taken.extend(batch);
                             Ok(revision)
                         };
-                        next.extend(up.committed(outcome));
+                        next.extend(up.committed(outcome, MAX));
                     }
                     Step::Read(_, from) if from <= 8 => {
-                        next.extend(up.have(have((from..=8).map(stored).collect())))
+                        next.extend(up.have(have((from..=8).map(stored).collect()), MAX))
                     }
                     Step::Dead(message, _) => dead.push(message.sequence),
                     _ => {}
@@ -593,9 +756,9 @@ mod tests {
     fn a_full_hub_is_waited_for_not_skipped() {
         let mut up = up();
         reads_from(&mut up, None, state("g", 1, 1));
-        up.have(have(vec![stored(1)]));
+        up.have(have(vec![stored(1)]), MAX);
         let full = LinkError::Refused { code: 10_077, cause: "maximum bytes exceeded".into() };
-        assert_eq!(up.committed(Err(full)), [Step::Pause(Lane::Events)]);
+        assert_eq!(up.committed(Err(full), MAX), [Step::Pause(Lane::Events)]);
     }
 
     /// The one commit among the steps: subjects with their origins, and the cursor.
@@ -620,7 +783,7 @@ mod tests {
     fn every_message_says_where_it_stood() {
         let mut up = up();
         reads_from(&mut up, None, state("g", 1, 3));
-        let (origins, cursor) = commit_of(&up.have(have(vec![stored(1), stored(3)])));
+        let (origins, cursor) = commit_of(&up.have(have(vec![stored(1), stored(3)]), MAX));
         assert_eq!(origins, ["g.1", "g.3"]);
         let raised = cursor.raise(&NodeName::new("n1").unwrap(), Lane::Events);
         assert_eq!(raised.headers[header::ORIGIN], "g.3");
@@ -635,19 +798,19 @@ mod tests {
             6,
             "nothing is skipped unseen"
         );
-        let (_, commit) = commit_of(&up.have(have(vec![bulk_stored(9), bulk_stored(10)])));
+        let (_, commit) = commit_of(&up.have(have(vec![bulk_stored(9), bulk_stored(10)]), MAX));
         assert_eq!((commit.sequence, commit.account.drops.count()), (10, 3), "6, 7 and 8");
         assert_eq!(commit.account.drops.recent[0].reason, Reason::Overflow);
         // A batch that is halved does not count it again, and one that was lost is counted from where the hub stands.
-        up.committed(Err(LinkError::Refused { code: 1, cause: "no".into() }));
-        let (_, commit) = commit_of(&up.have(have(vec![bulk_stored(9), bulk_stored(10)])));
+        up.committed(Err(LinkError::Refused { code: 1, cause: "no".into() }), MAX);
+        let (_, commit) = commit_of(&up.have(have(vec![bulk_stored(9), bulk_stored(10)]), MAX));
         assert_eq!((commit.sequence, commit.account.drops.count()), (9, 3));
-        up.committed(Err(LinkError::Lost("cut".into())));
+        up.committed(Err(LinkError::Lost("cut".into())), MAX);
         assert_eq!(reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 12, 20)), 6);
         up.cleared(9);
-        let (_, commit) = commit_of(&up.have(have(vec![bulk_stored(12)])));
+        let (_, commit) = commit_of(&up.have(have(vec![bulk_stored(12)]), MAX));
         assert_eq!(commit.account.drops.total, [(Reason::DiskFull, 4), (Reason::Overflow, 2)].into());
-        up.committed(Ok(4));
+        up.committed(Ok(4), MAX);
         // The hub's cursor carries it on.
         let kept = schemas::encode(&commit);
         assert_eq!(reads_from(&mut up, Some((4, kept)), state("g", 12, 20)), 13);
@@ -660,8 +823,8 @@ mod tests {
     fn a_dead_letter_and_what_a_restored_hub_lost_are_counted() {
         let mut up = up();
         reads_from(&mut up, None, state("g", 1, 3));
-        up.have(have(vec![stored(1)]));
-        let steps = up.committed(Err(LinkError::Refused { code: 1, cause: "never".into() }));
+        up.have(have(vec![stored(1)]), MAX);
+        let steps = up.committed(Err(LinkError::Refused { code: 1, cause: "never".into() }), MAX);
         let (messages, commit) = commit_of(&steps);
         assert!(messages.is_empty() && matches!(steps[0], Step::Dead(..)));
         assert_eq!(commit.account.drops.total, [(Reason::DeadLetter, 1)].into());
@@ -671,7 +834,7 @@ mod tests {
             cursor: Cursor { outbox_generation: "g".into(), sequence: 8, account: Account::default() },
         });
         assert_eq!(reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 8, 9)), 8);
-        let (_, commit) = commit_of(&up.have(have(vec![stored(8)])));
+        let (_, commit) = commit_of(&up.have(have(vec![stored(8)]), MAX));
         assert_eq!(commit.account.drops.total, [(Reason::HubRestored, 2)].into(), "6 and 7");
     }
 
@@ -681,22 +844,22 @@ mod tests {
         let mut up = up();
         reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 6, 90));
         for _ in 1..QUIET_READS_MAX {
-            assert!(matches!(up.have(nothing(90)).as_slice(), [Step::Read(_, 6)]));
+            assert!(matches!(up.have(nothing(90), MAX).as_slice(), [Step::Read(_, 6)]));
         }
-        let (messages, commit) = commit_of(&up.have(nothing(90)));
+        let (messages, commit) = commit_of(&up.have(nothing(90), MAX));
         assert_eq!((messages.len(), commit.sequence), (0, 90));
-        let steps = up.committed(Ok(4));
-        assert!(
-            matches!(steps.as_slice(), [Step::Save(..), Step::Trim(_, 90), Step::Read(_, 91)]),
-            "{steps:?}"
-        );
+        let steps = up.committed(Ok(4), MAX);
+        assert!(matches!(steps.as_slice(), [Step::Save(..), Step::Trim(_, 90)]), "{steps:?}");
         for _ in 0..3 * QUIET_READS_MAX {
-            assert!(matches!(up.have(nothing(90)).as_slice(), [Step::Read(_, 91)]), "it is there already");
+            assert!(
+                matches!(up.have(nothing(90), MAX).as_slice(), [Step::Read(_, 91)]),
+                "it is there already"
+            );
         }
         let mut alone = bulk();
         reads_from(&mut alone, None, state("g", 1, 0));
         for _ in 0..3 * QUIET_READS_MAX {
-            assert!(matches!(alone.have(nothing(90)).as_slice(), [Step::Read(..)]));
+            assert!(matches!(alone.have(nothing(90), MAX).as_slice(), [Step::Read(..)]));
         }
     }
 }

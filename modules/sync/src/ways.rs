@@ -92,7 +92,7 @@ impl Ways {
         let away = !self.linked && silent_ms >= TRY_MS;
         let stayed = self.worse_since.is_some_and(|since| now.since_ms(since) >= self.patience_ms());
         // A clock that was set back must not keep it from looking.
-        let rested = self.asked_at.is_none_or(|at| at > now || now.since_ms(at) >= every);
+        let rested = self.asked_at.is_none_or(|at| now.since_ms(at) >= every);
         let due = self.several && (away || stayed) && rested;
         if due {
             self.asked_at = Some(now);
@@ -141,7 +141,7 @@ impl Ways {
         }
         self.seen_once = None;
         let pause_ms = STUBBORN_MS << self.moves;
-        let rested = self.moved_at.is_none_or(|at| at > now || now.since_ms(at) >= pause_ms);
+        let rested = self.moved_at.is_none_or(|at| now.since_ms(at) >= pause_ms);
         if silent_ms < STUBBORN_MS || !rested {
             return None;
         }

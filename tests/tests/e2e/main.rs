@@ -28,4 +28,5 @@ mod slow;
 mod support;
 mod transport;
 mod upgrade;
+mod uplink;
 mod workload;

@@ -3,23 +3,13 @@
 use serde_json::json;
 use tests::cluster::{Cluster, eventually};
 
-use crate::support::{acked_more, all_arrived, pod, runs, sensor, the_same};
+use crate::support::{acked_more, all_arrived, padding, pod, runs, sensor, the_same};
 
 const PODS: usize = 40;
 /// Makes a pod about 4 KiB long.
 const PADDING_BYTES: usize = 3 * 1024;
 /// What 64 kbit/s carry in a second.
 const LINK_BYTES_PER_S: usize = 8_000;
-
-/// Letters that no compression makes fewer: a link compresses.
-fn padding(seed: u64) -> String {
-    let mut state = seed + 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        char::from(b'0' + (state >> 58) as u8)
-    };
-    (0..PADDING_BYTES).map(|_| next()).collect()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forty_pods_arrive_over_64_kbit_with_one_connection() -> anyhow::Result<()> {
@@ -45,7 +35,7 @@ async fn forty_pods_arrive_over_64_kbit_with_one_connection() -> anyhow::Result<
             // Nothing runs: what counts is that the node knows each of them and says so.
             let mut pod = pod(&format!("slow-{n}"), "edge-a", "true");
             pod["spec"]["containers"][0]["image"] = json!("edgewire.local/absent:1");
-            pod["metadata"]["annotations"] = json!({"padding": padding(n as u64)});
+            pod["metadata"]["annotations"] = json!({"padding": padding(n as u64, PADDING_BYTES)});
             pod
         })
         .collect();

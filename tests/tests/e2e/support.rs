@@ -104,6 +104,16 @@ pub async fn finish(mut command: tokio::process::Command, timeout_seconds: u64) 
     })
 }
 
+/// Letters that no compression makes fewer: a link compresses.
+pub fn padding(seed: u64, count: usize) -> String {
+    let mut state = seed + 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'0' + (state >> 58) as u8)
+    };
+    (0..count).map(|_| next()).collect()
+}
+
 /// Every module of hub and nodes: `node/module`, state, restarts, last error.
 pub async fn modules(cluster: &Cluster) -> anyhow::Result<Vec<(String, String, u64, String)>> {
     let hosts: Value = serde_json::from_str(&edgewire(cluster, &["modules", "--json"]).await?.ok()?)?;

@@ -201,6 +201,24 @@ pub fn flows(node: &NodeName) -> Vec<Flow> {
     ]
 }
 
+/// What each message carries besides its body: subject and headers, at a guess.
+const HEADERS_BYTES: usize = 200;
+
+impl Act {
+    /// What it carries over the uplink; 0 for what is no batch.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Act::Commit { messages, .. } => bytes(messages),
+            _ => 0,
+        }
+    }
+}
+
+/// What a batch carries.
+pub fn bytes(messages: &[Raise]) -> usize {
+    messages.iter().map(|message| message.payload.len() + HEADERS_BYTES).sum()
+}
+
 /// The account a lane lives in.
 pub fn account(lane: Lane) -> Account {
     if lane.is_alone() { Account::Work } else { Account::Control }

@@ -104,7 +104,7 @@ impl Sync {
         if returned || restarted {
             // What a lane waits for from a hub that is gone never comes.
             for lane in Lane::ALL {
-                self.lane(lane, now, effects, |up| vec![up.connect()]);
+                self.lane(lane, now, effects, |up, _| vec![up.connect()]);
             }
         }
         if restarted {
@@ -119,7 +119,7 @@ impl Sync {
 
     /// While the link is away what waits grows: it is counted now and then, for whoever asks when it is back.
     pub(super) fn count(&mut self, now: Timestamp, effects: &mut Effects) {
-        if self.link.counted_at.is_some_and(|at| now.since_ms(at) < COUNT_INTERVAL_MS && at <= now) {
+        if self.link.counted_at.is_some_and(|at| now.since_ms(at) < COUNT_INTERVAL_MS) {
             return;
         }
         self.link.counted_at = Some(now);
@@ -185,11 +185,15 @@ impl Sync {
             self.down.disconnect();
             self.pull_pace.lost();
             self.asking = false;
-            for of in self.lanes.values_mut() {
-                of.up.disconnect();
+            for (lane, of) in &mut self.lanes {
+                if let Some(sequence) = of.up.disconnect() {
+                    effects.push(Effect::Act(Act::Trim { lane: *lane, sequence }));
+                }
                 of.pace.lost();
-                of.retry_at = None;
+                (of.retry_at, of.held) = (None, None);
                 of.round += 1;
+                of.read_round += 1;
+                self.turns.ended(*lane);
             }
             let text = format!("link is down: the hub has not answered for {} s", NODE_GRACE_MS / 1000);
             self.tell(Severity::Warning, "LinkDown", text, now, effects);

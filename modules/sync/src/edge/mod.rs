@@ -17,11 +17,12 @@ use schemas::subject::{BUCKET_LOCAL, DesiredKey, KEY_LINEAGE, Lane};
 use crate::disk::Disk;
 use crate::down::Down;
 use crate::pace::Pace;
+use crate::turns::{Caps, Turns};
 use crate::up::{Confirmed, Up};
 use crate::watchdog::Watchdog;
 use crate::ways::{RETURN_AFTER_MS, Ways};
 
-pub use acts::{Act, Done, account, flows};
+pub use acts::{Act, Done, account, bytes, flows};
 use downward::Batch;
 use heartbeat::Link;
 
@@ -58,6 +59,7 @@ pub struct Sync {
     asking: bool,
     retry_down_at: Option<Timestamp>,
     lanes: BTreeMap<Lane, LaneUp>,
+    turns: Turns,
     local_current: bool,
     link: Link,
     watchdog: Watchdog,
@@ -81,10 +83,14 @@ struct LaneUp {
     up: Up,
     pace: Pace,
     retry_at: Option<Timestamp>,
+    /// A batch that waits for its turn.
+    held: Option<Act>,
     /// How many dropped messages were told, and when.
     told_drops: (u64, Timestamp),
-    /// Counts what the lane wanted done: one thing at a time, and only its outcome counts.
+    /// Counts what the lane wanted done across the link: one thing at a time, and only its outcome counts.
     round: u64,
+    /// The same for what it wanted read here.
+    read_round: u64,
 }
 
 type Effects = Vec<Effect<Act>>;
@@ -103,8 +109,10 @@ impl Sync {
                         up,
                         pace: Pace::default(),
                         retry_at: None,
+                        held: None,
                         told_drops: Default::default(),
                         round: 0,
+                        read_round: 0,
                     },
                 )
             })
@@ -122,6 +130,7 @@ impl Sync {
             asking: false,
             retry_down_at: None,
             lanes,
+            turns: Turns::default(),
             local_current: false,
             link: Link::default(),
             watchdog: Watchdog::default(),
@@ -143,6 +152,13 @@ impl Sync {
     #[must_use]
     pub fn returning_after(mut self, ms: u64) -> Self {
         self.ways = Ways::new(self.node.as_str(), ms);
+        self
+    }
+
+    /// With caps on the lanes of the uplink.
+    #[must_use]
+    pub fn capped(mut self, caps: Caps) -> Self {
+        self.turns = Turns::new(caps);
         self
     }
 
@@ -197,6 +213,7 @@ impl Sync {
             return;
         }
         self.looked(None, now, effects);
+        self.take_turns(now, effects);
         self.mark(effects);
         if self.retry_down_at.is_some_and(|at| at <= now) && !self.asking && self.local_current {
             self.retry_down_at = None;
@@ -206,7 +223,7 @@ impl Sync {
             let Some(of) = self.lanes.get_mut(&lane) else { continue };
             if of.retry_at.is_some_and(|at| at <= now) {
                 of.retry_at = None;
-                self.lane(lane, now, effects, |up| vec![up.connect()]);
+                self.lane(lane, now, effects, |up, _| vec![up.connect()]);
             }
         }
     }

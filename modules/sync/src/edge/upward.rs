@@ -5,7 +5,7 @@ use schemas::Timestamp;
 use schemas::report::Severity;
 use schemas::subject::Lane;
 
-use super::{Act, Done, Effects, RETRY_MS, REWOUND, Sync};
+use super::{Act, Done, Effects, LaneUp, RETRY_MS, REWOUND, Sync};
 use crate::disk::DiskFacts;
 use crate::up::{self, Up};
 
@@ -18,22 +18,29 @@ impl Sync {
         lane: Lane,
         now: Timestamp,
         effects: &mut Effects,
-        step: impl FnOnce(&mut Up) -> Vec<up::Step>,
+        step: impl FnOnce(&mut Up, usize) -> Vec<up::Step>,
     ) {
         let Some(of) = self.lanes.get_mut(&lane) else { return };
-        let max_bytes = of.pace.step_bytes();
+        let max_bytes = self.turns.step_bytes(lane, of.pace.step_bytes());
         let mut told = Vec::new();
         let mut rewound = false;
-        for step in step(&mut of.up) {
-            if matches!(step, up::Step::FindCursor(_) | up::Step::Read(..) | up::Step::Commit { .. }) {
-                of.round += 1;
-            }
-            let round = of.round;
+        for step in step(&mut of.up, max_bytes) {
             effects.push(match step {
-                up::Step::FindCursor(lane) => Effect::Act(Act::FindCursor { lane, round }),
-                up::Step::Read(lane, from) => Effect::Act(Act::Read { lane, round, from, max_bytes }),
+                up::Step::FindCursor(lane) => {
+                    // Whatever was on its way is in doubt, and nobody waits for it any more.
+                    self.turns.ended(lane);
+                    of.round += 1;
+                    of.held = None;
+                    Effect::Act(Act::FindCursor { lane, round: of.round })
+                }
+                up::Step::Read(lane, from) => {
+                    of.read_round += 1;
+                    Effect::Act(Act::Read { lane, round: of.read_round, from, max_bytes })
+                }
                 up::Step::Commit { lane, messages, cursor, expect_revision } => {
-                    Effect::Act(Act::Commit { lane, round, messages, cursor, expect_revision })
+                    of.round += 1;
+                    of.held = Some(Act::Commit { lane, round: of.round, messages, cursor, expect_revision });
+                    continue;
                 }
                 up::Step::Trim(lane, sequence) => Effect::Act(Act::Trim { lane, sequence }),
                 up::Step::Save(lane, confirmed) => Effect::Save {
@@ -64,6 +71,7 @@ impl Sync {
                 }
             });
         }
+        self.take_turns(now, effects);
         if rewound {
             self.rewound = true;
             effects.push(Effect::Save { key: REWOUND.to_owned(), value: schemas::encode(&true) });
@@ -76,6 +84,16 @@ impl Sync {
         }
         for (reason, text) in told {
             self.tell(Severity::Warning, reason, text, now, effects);
+        }
+    }
+
+    /// Sends what may go now.
+    pub(super) fn take_turns(&mut self, now: Timestamp, effects: &mut Effects) {
+        for (lane, of) in &mut self.lanes {
+            let Some(act) = of.held.take_if(|act| self.turns.may_go(*lane, act.bytes(), now)) else {
+                continue;
+            };
+            effects.push(Effect::Act(act));
         }
     }
 
@@ -115,32 +133,33 @@ impl Sync {
     }
 
     pub(super) fn done(&mut self, done: Done, now: Timestamp, effects: &mut Effects) {
-        let retry = |this: &mut Self, lane: Lane| {
-            if let Some(of) = this.lanes.get_mut(&lane) {
-                of.pace.lost();
-                of.retry_at = Some(now.plus_ms(RETRY_MS));
+        // A batch may be answered long after the lane gave it up: that says nothing of what the lane does now.
+        let of_now = |lane: &Lane, is_now: &dyn Fn(&LaneUp) -> bool| self.lanes.get(lane).is_some_and(is_now);
+        let counts = match &done {
+            Done::Found { lane, round, .. } | Done::Committed { lane, round, .. } => {
+                of_now(lane, &|of| of.round == *round)
             }
+            Done::Have { lane, round, .. } => of_now(lane, &|of| of.read_round == *round),
+            _ => true,
         };
-        if let Done::Found { lane, round, .. }
-        | Done::Have { lane, round, .. }
-        | Done::Committed { lane, round, .. } = &done
-        {
-            // A batch may be answered long after the lane gave it up: that says nothing of what the lane does now.
-            if self.lanes.get(lane).is_none_or(|of| of.round != *round) {
-                return;
-            }
+        if !counts {
+            return;
         }
         match done {
             Done::Pulled { round, outcome, took_ms } => self.pulled(round, outcome, took_ms, now, effects),
             Done::Found { lane, outcome: Ok((cursor, state)), .. } => {
-                self.lane(lane, now, effects, |up| up.found(cursor, &state));
+                self.lane(lane, now, effects, |up, _| up.found(cursor, &state));
                 self.looked(Some(lane), now, effects);
             }
             Done::Have { lane, outcome: Ok(have), .. } => {
-                self.lane(lane, now, effects, |up| up.have(have));
+                self.lane(lane, now, effects, |up, max_bytes| up.have(have, max_bytes));
             }
-            Done::Found { lane, outcome: Err(_), .. } | Done::Have { lane, outcome: Err(_), .. } => {
-                retry(self, lane);
+            Done::Have { lane, outcome: Err(_), .. } => self.lane(lane, now, effects, |up, _| up.unread()),
+            Done::Found { lane, outcome: Err(_), .. } => {
+                if let Some(of) = self.lanes.get_mut(&lane) {
+                    of.pace.lost();
+                    of.retry_at = Some(now.plus_ms(RETRY_MS));
+                }
             }
             Done::Committed { lane, outcome, bytes, took_ms, .. } => {
                 if let Some(of) = self.lanes.get_mut(&lane) {
@@ -149,7 +168,8 @@ impl Sync {
                         Err(_) => of.pace.lost(),
                     }
                 }
-                self.lane(lane, now, effects, |up| up.committed(outcome));
+                self.turns.ended(lane);
+                self.lane(lane, now, effects, |up, max_bytes| up.committed(outcome, max_bytes));
             }
             Done::StoreHas(keys) => self.store_has(&keys, now, effects),
             Done::Counted { lane, state } => {
