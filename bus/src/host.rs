@@ -17,6 +17,7 @@ use crate::connection::Connector;
 use crate::durable::{Durable, DurableError};
 use crate::flow::Flow;
 use crate::module::{Account, Module, Rim};
+use crate::pause::jittered;
 use crate::runner::{self, RunError, Spec};
 
 /// First pause before a fallen module is started again; doubles up to [`BACKOFF_MAX`], with jitter.
@@ -145,9 +146,8 @@ impl Supervised {
             if since.elapsed() > STABLE {
                 pause = BACKOFF_MIN;
             }
-            let jitter = f64::from(rand_byte()) / 255.0 * 0.5 + 0.75;
             tokio::select! {
-                () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
+                () = tokio::time::sleep(jittered(pause)) => {}
                 () = self.stop.cancelled() => {}
             }
             pause = (pause * 2).min(BACKOFF_MAX);
@@ -233,11 +233,4 @@ fn panic_text(error: tokio::task::JoinError) -> String {
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "without a message".to_owned())
-}
-
-fn rand_byte() -> u8 {
-    let mut byte = [0u8; 1];
-    let _ = getrandom::fill(&mut byte); // no jitter then
-    let [byte] = byte;
-    byte
 }

@@ -26,6 +26,7 @@ pub mod host;
 pub mod identity;
 pub mod link;
 pub mod module;
+pub mod pause;
 pub mod program;
 pub mod provision;
 pub mod proxy;

@@ -19,11 +19,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::config::JoinArgs;
 use crate::wiring::LEAF_DIR;
 use bus::identity::membership::{self, Keys};
+use bus::pause::jittered;
 use bus::proxy::{self, DialError, Proxy};
 use bus::server::way;
 
 /// One hub's answer is waited for so long.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// A hub that is busy, with other nodes that join, is asked again for so long, with a pause that grows up to so much.
+const BUSY_MAX: Duration = Duration::from_secs(60);
+const BUSY_PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 /// The largest answer that is read.
 const ANSWER_MAX_BYTES: u64 = 256 * 1024;
 
@@ -47,8 +51,8 @@ pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
         anyhow!("EW-JOIN-TOKEN: the token names no hub; make a new one with `edgewire token create`");
     let proxy = proxy(args.proxy.as_deref(), &[token.hubs.as_slice(), &token.leafs].concat())?;
     for hub in &token.hubs {
-        match tokio::time::timeout(TIMEOUT, post(hub, proxy.as_ref(), &token.ca_sha256, &enroll)).await {
-            Ok(Ok(enrolled)) => {
+        match ask(hub, proxy.as_ref(), &token.ca_sha256, &enroll).await {
+            Ok(enrolled) => {
                 membership::save(&args.data_dir, node.clone(), &keys, enrolled, proxy)?;
                 choose_way(&args.data_dir).await?;
                 println!(
@@ -57,10 +61,7 @@ pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
                 );
                 return Ok(());
             }
-            Ok(Err(error)) => last = error.context(format!("hub {hub}")),
-            Err(_) => {
-                last = anyhow!("EW-HUB-UNREACHABLE: hub {hub} did not answer in {} s", TIMEOUT.as_secs())
-            }
+            Err(error) => last = error.context(format!("hub {hub}")),
         }
     }
     Err(last)
@@ -104,6 +105,29 @@ fn read_token(text: &str) -> anyhow::Result<JoinToken> {
     let body = text.trim().strip_prefix("ew1.").context(bad)?;
     let json = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(body).map_err(|_| anyhow!(bad))?;
     serde_json::from_slice(&json).map_err(|_| anyhow!(bad))
+}
+
+/// The hub is busy: the same may be taken later.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Busy(String);
+
+/// Asks one hub, again while it is busy.
+async fn ask(hub: &str, proxy: Option<&Proxy>, ca_sha256: &str, enroll: &Enroll) -> anyhow::Result<Enrolled> {
+    let [mut pause, pause_max] = BUSY_PAUSE;
+    let deadline = tokio::time::Instant::now() + BUSY_MAX;
+    loop {
+        let answer = tokio::time::timeout(TIMEOUT, post(hub, proxy, ca_sha256, enroll)).await;
+        let answer =
+            answer.with_context(|| format!("EW-HUB-UNREACHABLE: no answer in {} s", TIMEOUT.as_secs()))?;
+        match answer {
+            Err(error) if error.is::<Busy>() && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(jittered(pause)).await;
+                pause = (pause * 2).min(pause_max);
+            }
+            other => return other,
+        }
+    }
 }
 
 async fn post(
@@ -152,6 +176,9 @@ async fn post(
         .ok()
         .and_then(|json| json.get("message").and_then(|m| m.as_str()).map(str::to_owned))
         .unwrap_or_else(|| format!("HTTP status {status}"));
+    if status == 503 {
+        return Err(Busy(message).into());
+    }
     bail!("{message}")
 }
 

@@ -432,7 +432,7 @@ impl Task {
 
     /// Waits before the next start, with jitter; obeys commands meanwhile.
     async fn wait_pause(&mut self) -> std::ops::ControlFlow<()> {
-        let until = Instant::now() + jittered(self.pause);
+        let until = Instant::now() + crate::pause::jittered(self.pause);
         self.pause = (self.pause * 2).min(BACKOFF_MAX);
         loop {
             tokio::select! {
@@ -480,12 +480,4 @@ fn config_text(config: &Value) -> Result<String, ServerError> {
         return Err(ServerError::Config("a value holds a control character".to_owned()));
     }
     Ok(text)
-}
-
-fn jittered(pause: Duration) -> Duration {
-    let mut byte = [0u8; 1];
-    // Without randomness there is no jitter, which only costs politeness.
-    let _ = getrandom::fill(&mut byte);
-    let [byte] = byte;
-    pause.mul_f64(0.75 + f64::from(byte) / 512.0)
 }

@@ -65,6 +65,26 @@ async fn a_revoked_node_is_out_and_its_pods_run_on() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn machines_that_join_at_once_with_one_token_all_get_in() -> anyhow::Result<()> {
+    let cluster = Cluster::new("together").await?;
+    cluster.hub().start().await?;
+    let token = cluster.hub().token(8, 600).await?;
+    let edges: Vec<_> = (0..8).map(|n| cluster.edge(&format!("edge-{n}"))).collect::<anyhow::Result<_>>()?;
+    let joins = futures::future::try_join_all(edges.iter().map(|edge| edge.join_with(&token)));
+    for output in joins.await? {
+        output.ok()?;
+    }
+    let listed = edgewire(&cluster, &["node", "ls"]).await?.ok()?;
+    let missing: Vec<&str> =
+        edges.iter().map(|edge| edge.name()).filter(|name| !listed.contains(name)).collect();
+    anyhow::ensure!(missing.is_empty(), "{missing:?} are not in:\n{listed}");
+    // Each spent one use, and no more.
+    let spent = cluster.edge("edge-8")?.join_with(&token).await?;
+    anyhow::ensure!(!spent.success && spent.stderr.contains("used already"), "{}", spent.stderr);
+    cluster.done().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_are_renewed_under_a_running_node_and_the_old_ones_open_nothing() -> anyhow::Result<()> {
     let cluster = Cluster::new("rotate").await?;
     cluster.up(&["edge-a"]).await?;
