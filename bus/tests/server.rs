@@ -655,6 +655,62 @@ async fn a_link_goes_another_way_and_no_client_notices() {
     hub.server.stop().await.unwrap();
 }
 
+fn kill(status: &ServerStatus) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(status.pid.unwrap()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_link_is_told_at_once_and_a_client_that_leaves_is_not() {
+    let ground = Ground::new("unlinked");
+    let hub = Hub::start(&ground).await;
+    let edge = leaf(&ground, "n1", Some(hub.enrol(&ground, "n1").0)).await;
+    let linked = async || linked_to(&edge).await.len() == 2;
+    let both = || futures::future::join(edge.link_lost(Account::Control), edge.link_lost(Account::Work));
+    // It listens from a moment after its start on; a link that is dropped shows that it does.
+    let listens = async || {
+        let lost = both();
+        edge.rebuild_links().await.is_ok() && tokio::time::timeout(NEVER, lost).await.is_ok()
+    };
+    eventually("both links stand", linked).await;
+    eventually("it listens", listens).await;
+    eventually("both links are back", linked).await;
+
+    let lost = [Account::Control, Account::Work].map(|account| edge.link_lost(account));
+    let mut first = futures::future::select_all(lost.map(Box::pin));
+    for account in [Account::Control, Account::Work] {
+        let judge = edge.sys_client().await.unwrap();
+        let mut left =
+            judge.subscribe(format!("$SYS.ACCOUNT.{}.DISCONNECT", account.as_str())).await.unwrap();
+        judge.flush().await.unwrap();
+        drop(on_leaf(&edge, "passer-by", account, "n1").await);
+        let told =
+            tokio::time::timeout(SOON, left.next()).await.expect("the server tells of a client that left");
+        assert!(told.is_some());
+    }
+    assert!(tokio::time::timeout(NEVER, &mut first).await.is_err(), "a client is no link");
+    let lost = both();
+    kill(&hub.server.status().borrow());
+    tokio::time::timeout(SOON, lost).await.expect("told that the hub's server fell");
+    eventually("the links are back with the hub", linked).await;
+
+    // The next life of the node's own server is listened to as well.
+    kill(&edge.status().borrow());
+    until(&edge, "restarted", |s| s.restarts == 1 && s.phase == Phase::Ready).await;
+    eventually("both links stand again", linked).await;
+    eventually("it listens again", listens).await;
+    eventually("both links are back again", linked).await;
+    let lost = both();
+    kill(&hub.server.status().borrow());
+    tokio::time::timeout(SOON, lost).await.expect("told again");
+
+    // The listening ends with its owner; an end is no broken link.
+    let unheard = both();
+    drop(edge);
+    hub.server.stop().await.unwrap();
+    assert!(tokio::time::timeout(NEVER, unheard).await.is_err());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn users_come_and_go_without_dropping_the_others_and_survive() {
     let ground = Ground::new("users");
@@ -732,15 +788,11 @@ async fn a_server_outlives_us_and_is_adopted_and_restarted() {
     assert_eq!(client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed), 1);
 
     // It dies: another comes, with the users.
-    let kill = |pid: Option<u32>| {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid.unwrap()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    };
-    kill(pid);
+    kill(&status);
     let status = until(&edge, "restarted", |s| s.restarts == 1 && s.phase == Phase::Ready).await;
     assert!(!status.adopted && status.pid != pid);
     assert!(try_login(&edge, &user, "x").await.is_some());
-    kill(status.pid);
+    kill(&status);
     until(&edge, "restarted again", |s| s.restarts == 2 && s.phase == Phase::Ready).await;
 
     // It joins: another configuration, another process, the same users.
@@ -795,12 +847,7 @@ async fn a_watch_goes_on_as_soon_as_its_server_is_back() {
     });
     assert_eq!(seen.recv().await, Some(Seen::Current));
     for round in 1..=2 {
-        let pid = edge.status().borrow().pid.unwrap();
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()),
-            nix::sys::signal::Signal::SIGKILL,
-        )
-        .unwrap();
+        kill(&edge.status().borrow());
         until(&edge, "restarted", |s| s.restarts == round && s.phase == Phase::Ready).await;
         let written = Instant::now();
         eventually("it can be written again", || async {
