@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
-use tests::cluster::Cluster;
+use tests::cluster::{Cluster, eventually};
 
 use api::{Api, PATIENCE};
 
@@ -21,6 +21,10 @@ const PODS: usize = 20;
 const CHANGES: usize = 60;
 /// What is idle is looked at after so long.
 const SETTLE: Duration = Duration::from_secs(30);
+/// Between two looks at the API, for what is not measured.
+const LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at a file whose change is measured.
+const LOOK_CLOSELY: Duration = Duration::from_millis(1);
 const PODS_PATH: &str = "/api/v1/namespaces/default/pods";
 const IMAGE: &str = "docker.io/library/busybox:demo";
 
@@ -80,7 +84,7 @@ impl Api {
             != reqwest::StatusCode::NOT_FOUND
         {
             anyhow::ensure!(begun.elapsed() < PATIENCE, "{name} does not go");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(LOOK).await;
         }
         Ok(())
     }
@@ -123,24 +127,21 @@ async fn config_changes(cluster: &Cluster, api: &Api) -> anyhow::Result<Vec<Dura
     let config = |n: usize| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"n": n.to_string()}});
     api.send(reqwest::Method::POST, path, &config(0)).await?;
     api.send(reqwest::Method::POST, PODS_PATH, &reader()).await?;
-    let file = loop {
+    let file = eventually("the pod has the ConfigMap's file", PATIENCE.as_secs(), async || {
         let found = std::process::Command::new("find")
             .arg(cluster.edge("edge-a")?.data_dir())
             .args(["-path", "*/v/n"])
             .output()?;
-        let text = String::from_utf8_lossy(&found.stdout).trim().to_owned();
-        if !text.is_empty() {
-            break PathBuf::from(text.lines().next().unwrap_or_default());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
+        Ok(String::from_utf8_lossy(&found.stdout).lines().next().map(PathBuf::from))
+    })
+    .await?;
     let mut took = Vec::new();
     for n in 1..=CHANGES {
         api.send(reqwest::Method::PUT, &format!("{path}/settings"), &config(n)).await?;
         let acknowledged = Instant::now();
         while std::fs::read_to_string(&file).unwrap_or_default() != n.to_string() {
             anyhow::ensure!(acknowledged.elapsed() < PATIENCE, "change {n} did not arrive");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(LOOK_CLOSELY).await;
         }
         took.push(acknowledged.elapsed());
     }

@@ -38,6 +38,10 @@ const BESIDE: usize = 4;
 const STORE_MAX_BYTES: u64 = 1 << 30;
 /// Between two looks at a leaf's links.
 const LOOK: Duration = Duration::from_millis(300);
+/// Between two tries of an edit while the hub is down.
+const EDIT_LOOK: Duration = Duration::from_millis(20);
+/// Between two kills: each meets a fleet at rest, as all links stood before it.
+const PAUSE: Duration = Duration::from_secs(5);
 const READY: Duration = Duration::from_secs(60);
 
 /// One of them.
@@ -107,7 +111,7 @@ pub async fn run(count: usize) -> anyhow::Result<()> {
             cluster.hub().kill9_server().await?;
         }
         let edit = async {
-            until("the hub takes an edit", Duration::from_millis(20), async || {
+            until("the hub takes an edit", EDIT_LOOK, async || {
                 api.send(Method::PUT, &format!("{configs}/fleet"), &config(&text)).await.map(|()| true)
             })
             .await?;
@@ -123,7 +127,7 @@ pub async fn run(count: usize) -> anyhow::Result<()> {
         linked.push(links);
         all.push(done);
         since_start.push(served);
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::sleep(PAUSE).await;
     }
     row(&format!("{count} leafs, the hub or its server killed: all links stand"), &mut linked, "");
     row(&format!("{count} leafs: all have an edit made after the kill"), &mut all, "<= 5 s");

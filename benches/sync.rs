@@ -29,6 +29,8 @@ const CUTS_S: &str = "5,15,30,60,5,15,30,60,5,15,30,60";
 const DRAINS: usize = 5;
 /// Times that the hub's server is killed.
 const SERVER_KILLS: usize = 10;
+/// Heartbeats that show that a link stands again; the first may have waited for it.
+const HEARTBEATS: usize = 2;
 /// Nodes that join, one after the other.
 const JOINS: usize = 5;
 /// Leafs of the fleet, unless told.
@@ -215,7 +217,7 @@ impl<'a> Scene<'a> {
             since_kill.push(killed.elapsed());
             since_edit.push(acknowledged.elapsed());
             // The next one meets a node that follows again.
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            self.cluster.heartbeats(NODE, HEARTBEATS).await?;
         }
         row("kill -9 of the hub's server: until an edit is in the pod's file", &mut since_kill, "");
         row("of it: from the edit's acknowledgement", &mut since_edit, "");

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use async_nats::HeaderMap;
 use async_nats::jetstream;
-use bus::connection::{Bus, Login, dial};
 use bus::module::Account;
 use futures::{StreamExt, TryStreamExt};
 use serde_json::Value;
@@ -23,17 +22,6 @@ const IN_FLIGHT: usize = 512;
 /// How often the hub is asked for the last message.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// The node's operator's connection in the workloads' account, made from within the node's namespace.
-async fn operator(file: std::path::PathBuf) -> anyhow::Result<Bus> {
-    let file: Value = serde_json::from_slice(&std::fs::read(file)?)?;
-    let text =
-        |name: &str| file.get(name).and_then(Value::as_str).map(str::to_owned).context("operator.json");
-    let login = Login::Password { user: text("work_user")?, password: text("work_password")? };
-    // The node's own inbox: no other is answered across the link.
-    let inbox = schemas::subject::module_inbox(&text("node")?, "bench");
-    Ok(dial(&text("url")?, None, login, "bench", inbox, Account::Work, "").await?)
-}
-
 fn body(n: u64) -> Vec<u8> {
     format!("{n:0width$}", width = MESSAGE_BYTES).into_bytes()
 }
@@ -44,11 +32,10 @@ fn number(payload: &[u8]) -> Option<u64> {
 
 /// Puts all messages of `run` into the node's UPLINK, each acknowledged. Gives how long it took.
 pub async fn queue(edge: &Edge, run: &str) -> anyhow::Result<Duration> {
-    let (file, subject) = (edge.data_dir().join("operator.json"), format!("up.bench.{run}"));
+    let (operator, subject) = (edge.operator()?, format!("up.bench.{run}"));
     inside(edge, async move || {
         let begun = Instant::now();
-        let bus = operator(file).await?;
-        let js = jetstream::new(bus.client().clone());
+        let js = operator.js(Account::Work).await?;
         futures::stream::iter((1..=MESSAGES).map(Ok))
             .try_for_each_concurrent(IN_FLIGHT, |n| {
                 let (js, subject) = (js.clone(), subject.clone());
@@ -111,10 +98,10 @@ impl Arrivals {
 /// The same number of messages of the same size, with the header that ours carry, in atomic batches of `size`, one batch at a
 /// time: nothing is read, remembered or trimmed.
 pub async fn bare(edge: &Edge, run: &str, size: u64) -> anyhow::Result<()> {
-    let (file, node) = (edge.data_dir().join("operator.json"), edge.name().to_owned());
+    let (operator, node) = (edge.operator()?, edge.name().to_owned());
     let (subject, run) = (format!("from.{node}.bench.{run}"), run.to_owned());
     inside(edge, async move || {
-        let bus = operator(file).await?;
+        let bus = operator.dial(Account::Work).await?;
         let client = bus.client();
         let inbox = client.new_inbox();
         let mut acks = client.subscribe(inbox.clone()).await?;

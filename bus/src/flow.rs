@@ -3,7 +3,11 @@
 //! is refused by the server.
 
 use crate::module::Account;
+use crate::provision;
 use schemas::subject;
+
+/// The class of a report that no stream would keep: a mistake in a module's flows.
+pub const NOT_CAPTURED: &str = "captured by no stream";
 
 /// One thing that a module reads or writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +53,7 @@ pub enum Kind {
         /// Without the bodies.
         headers_only: bool,
     },
-    /// Say durably, into the node's OUTBOX.
+    /// Say durably, into the stream that captures the subject.
     Report,
     /// Read a stream of this server where one likes, and nothing else.
     Read {
@@ -111,7 +115,7 @@ impl Flow {
     ) -> Self {
         Self::control(Kind::Consume { stream, durable, headers_only: false }, filter, payload)
     }
-    /// Say durably on the node.
+    /// Say durably.
     pub fn report(subject: impl Into<String>, payload: &'static str) -> Self {
         Self::control(Kind::Report, subject, payload)
     }
@@ -173,16 +177,10 @@ impl Flow {
             Kind::Watch { bucket } => format!("bucket {bucket}, level-triggered"),
             Kind::Write { bucket } => format!("bucket {bucket}, compare-and-set"),
             Kind::Consume { stream, .. } => format!("stream {stream}, in order, acknowledged last"),
-            Kind::Report if self.subject.starts_with("ew.audit.done.") => {
-                format!("stream {}, durable", subject::STREAM_AUDIT)
-            }
-            Kind::Report if self.subject.starts_with("ew.audit.") => {
-                format!("stream {}, durable", subject::STREAM_REFUSED)
-            }
-            Kind::Report if self.subject.starts_with("ew.in.") => {
-                format!("stream {}, durable", subject::STREAM_UP)
-            }
-            Kind::Report => format!("stream {}, durable", subject::STREAM_OUTBOX),
+            Kind::Report => match provision::capturing(self.account, &self.subject) {
+                Some(row) => format!("stream {}, durable", row.name),
+                None => NOT_CAPTURED.into(),
+            },
             Kind::Read { stream } => format!("stream {stream}, read"),
             Kind::Manage { stream } => format!("stream {stream}, managed"),
             Kind::Bound { stream } => format!("stream {stream}, bounded"),

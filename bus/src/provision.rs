@@ -244,6 +244,12 @@ impl Row {
     }
 }
 
+/// The row of the stream that captures `subject` (or all that a filter lets through) in `account`.
+pub fn capturing(account: Account, subject: &str) -> Option<&'static Row> {
+    let captures = |row: &Row| row.subjects.iter().any(|filter| subject::matches(filter, subject));
+    TABLE.iter().find(|row| row.account == account && captures(row))
+}
+
 /// Makes every stream of `place` that lives in the account of `bus`, or brings it to its present bounds.
 pub async fn provision(bus: &Bus, place: Place) -> Result<(), ProvisionError> {
     for row in TABLE.iter().filter(|row| row.place == place && row.account == bus.account) {
@@ -342,6 +348,15 @@ mod tests {
                 assert!(!subject::matches(&edge, &hub.replace('>', "x")), "{hub} {edge}");
             }
         }
+    }
+
+    #[test]
+    fn a_stream_captures_what_its_filters_say_in_its_account() {
+        let stream = |account, subject| capturing(account, subject).map(|row| row.name);
+        assert_eq!(stream(Account::Control, "ew.evt.containers.*"), Some(subject::STREAM_OUTBOX));
+        assert_eq!(stream(Account::Control, "ew.audit.refused.>"), Some(subject::STREAM_REFUSED));
+        assert_eq!(stream(Account::Work, "ew.evt.containers.*"), None);
+        assert_eq!(stream(Account::Control, "ew.hb.n1"), None);
     }
 
     #[test]

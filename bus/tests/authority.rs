@@ -9,105 +9,32 @@
     clippy::indexing_slicing
 )]
 
-use std::net::{SocketAddr, TcpListener};
+mod support;
+
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use async_nats::ConnectOptions;
-use bus::identity::{HubKeys, Permissions, Tls, fingerprints, jwt, node_permissions};
+use bus::identity::{Permissions, Tls, fingerprints};
 use bus::module::Account;
-use bus::server::{HubConfig, HubLink, HubServer, LeafConfig, LeafServer, Refusal};
+use bus::server::{HubConfig, HubLink, LeafServer, Refusal};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use schemas::name::NodeName;
 
-const SOON: Duration = Duration::from_secs(20);
+use support::{Ground, Hub, eventually, hub_config, leaf, sans};
 
-/// A directory of the test's own; when dropped, also after a failure, the servers recorded in it are killed.
-struct Ground(PathBuf);
-
-impl Ground {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("edgewire-ca-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-    fn dir(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Ground {
-    fn drop(&mut self) {
-        for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
-            let files = bus::server::child::Files { dir: entry.path(), name: bus::server::binary::NAME };
-            if let Some(record) = bus::server::child::Record::find(&files) {
-                record.signal(nix::sys::signal::Signal::SIGKILL);
-            }
-        }
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn nats_server() -> PathBuf {
-    if let Some(path) = std::env::var_os("EDGEWIRE_NATS_SERVER") {
-        return path.into();
-    }
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
-    if fetched.exists() { fetched } else { "/usr/lib/edgewire/nats-server".into() }
-}
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
-    let until = tokio::time::Instant::now() + SOON;
-    while !check().await {
-        assert!(tokio::time::Instant::now() < until, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn sans() -> Vec<String> {
-    vec!["hub.test".to_owned()]
-}
-
-struct Hub {
-    server: HubServer,
-    keys: Arc<HubKeys>,
-    config: HubConfig,
-    ground: PathBuf,
+/// A hub at every address of loopback, so that a name can be missing in its certificate.
+async fn start_hub(ground: &Ground) -> Hub {
+    let any = |at: SocketAddr| SocketAddr::from(([0, 0, 0, 0], at.port()));
+    let config = hub_config(ground);
+    let (listen, leaf_listen) = (any(config.listen), any(config.leaf_listen));
+    Hub::start_as(ground, HubConfig { listen, leaf_listen, leaf_wss_listen: None, ..config }).await
 }
 
 impl Hub {
-    async fn start(ground: &Ground) -> Self {
-        // Every address of loopback, so that a name can be missing in a certificate.
-        let any = |at: SocketAddr| SocketAddr::from(([0, 0, 0, 0], at.port()));
-        let config = HubConfig {
-            leaf_wss_listen: None,
-            data_dir: ground.dir("hub"),
-            listen: any(free()),
-            leaf_listen: any(free()),
-            binary: Some(nats_server()),
-            store_max_bytes: 1 << 30,
-        };
-        Self::start_as(ground, config).await
-    }
-
-    async fn start_as(ground: &Ground, config: HubConfig) -> Self {
-        let keys = Arc::new(HubKeys::load_or_create(&ground.dir("keys")).unwrap());
-        let tls = Tls::load_or_create(&ground.dir("tls"), &sans()).unwrap();
-        let server = HubServer::start(config.clone(), keys.clone(), &tls).await.unwrap();
-        server.ready(SOON).await.unwrap();
-        Self { server, keys, config, ground: ground.0.clone() }
-    }
-
     /// What each kind of client would trust, in a file.
     fn trust(&self, name: &str, pem: &str) -> PathBuf {
-        let path = self.ground.join(format!("{name}.ca"));
+        let path = self.dir.join(format!("{name}.ca"));
         std::fs::write(&path, pem).unwrap();
         path
     }
@@ -122,34 +49,9 @@ impl Hub {
     }
 
     /// A node (Go) that trusts this: its server.
-    async fn node(&self, name: &str, trust: &Path) -> LeafServer {
-        let node = NodeName::new(name).unwrap();
-        let (control, work) = node_permissions(&node);
-        let key = nkeys::KeyPair::new_user();
-        let file = |account: Account, permissions: &Permissions| {
-            let token = self.keys.user(account, &key.public_key(), name, permissions, None).unwrap();
-            let path = self.ground.join(format!("{name}.{}.creds", account.as_str()));
-            std::fs::write(&path, jwt::creds(&token, &key.seed().unwrap())).unwrap();
-            path
-        };
-        let hub = HubLink {
-            proxy: None,
-            urls: vec![format!("tls://127.0.0.1:{}", self.config.leaf_listen.port())],
-            ca_file: trust.to_owned(),
-            control_creds: file(Account::Control, &control),
-            work_creds: file(Account::Work, &work),
-        };
-        let config = LeafConfig {
-            node,
-            data_dir: self.ground.join(name),
-            listen: free(),
-            binary: Some(nats_server()),
-            store_max_bytes: 1 << 30,
-            hub: Some(hub),
-        };
-        let server = LeafServer::start(config).await.unwrap();
-        server.ready(SOON).await.unwrap();
-        server
+    async fn node(&self, ground: &Ground, name: &str, trust: &Path) -> LeafServer {
+        let link = HubLink { ca_file: trust.to_owned(), ..self.enrol(name).0 };
+        leaf(ground, name, Some(link)).await
     }
 }
 
@@ -178,10 +80,10 @@ async fn refused(node: &LeafServer, what: &str) {
 async fn while_both_are_trusted_everybody_gets_in_and_afterwards_the_old_is_worth_nothing() {
     let ground = Ground::new("roll");
     let dir = ground.dir("tls");
-    let hub = Hub::start(&ground).await;
+    let hub = start_hub(&ground).await;
     let before = Tls::load_or_create(&dir, &sans()).unwrap();
     let old = hub.trust("old", &before.ca_pem);
-    let steady = hub.node("steady", &old).await;
+    let steady = hub.node(&ground, "steady", &old).await;
     let standing = linked(&steady, "linked before").await;
 
     let rolled = Tls::roll(&dir, &sans()).unwrap();
@@ -192,9 +94,9 @@ async fn while_both_are_trusted_everybody_gets_in_and_afterwards_the_old_is_wort
     for trust in [&old, &new, &both] {
         hub.lets_in("127.0.0.1", trust).await.unwrap_or_else(|error| panic!("{}: {error}", trust.display()));
     }
-    let trusts_old = hub.node("old", &old).await;
-    let trusts_new = hub.node("new", &new).await;
-    let trusts_both = hub.node("both", &both).await;
+    let trusts_old = hub.node(&ground, "old", &old).await;
+    let trusts_new = hub.node(&ground, "new", &new).await;
+    let trusts_both = hub.node(&ground, "both", &both).await;
     for (node, what) in [(&trusts_old, "old"), (&trusts_new, "new"), (&trusts_both, "both")] {
         linked(node, what).await;
     }
@@ -221,7 +123,7 @@ async fn while_both_are_trusted_everybody_gets_in_and_afterwards_the_old_is_wort
     })
     .await;
     // What was away, and what was not told: refused, until its file says otherwise.
-    let away = hub.node("away", &old).await;
+    let away = hub.node(&ground, "away", &old).await;
     refused(&away, "who knows the old authority alone is out").await;
     std::fs::copy(&new, &old).unwrap();
     away.authorities().await.unwrap();
@@ -236,9 +138,9 @@ async fn while_both_are_trusted_everybody_gets_in_and_afterwards_the_old_is_wort
 async fn a_certificate_is_made_anew_under_a_running_server_and_no_connection_ends() {
     let ground = Ground::new("renew");
     let dir = ground.dir("tls");
-    let hub = Hub::start(&ground).await;
+    let hub = start_hub(&ground).await;
     let before = Tls::load_or_create(&dir, &sans()).unwrap();
-    let node = hub.node("n1", &before.ca_file).await;
+    let node = hub.node(&ground, "n1", &before.ca_file).await;
     let standing = linked(&node, "linked").await;
     assert!(hub.lets_in("127.0.0.2", &before.ca_file).await.is_err(), "not a name of this certificate");
     for round in 0..5 {
@@ -284,19 +186,19 @@ async fn an_authority_that_may_not_vouch_is_shown_until_the_roll_is_finished() {
     let ground = Ground::new("before");
     let dir = ground.dir("tls");
     let old_pem = as_before(&dir);
-    let hub = Hub::start(&ground).await;
+    let hub = start_hub(&ground).await;
     assert!(dir.join("ca.pem").exists() && dir.join("ca.key").exists(), "a hub of before may come back");
     let old = hub.trust("old", &old_pem);
-    let steady = hub.node("steady", &old).await;
+    let steady = hub.node(&ground, "steady", &old).await;
     linked(&steady, "linked before").await;
     let rolled = Tls::roll(&dir, &sans()).unwrap();
     assert!(!dir.join("ca.key").exists(), "now it would be another hub");
     hub.server.reload().await.unwrap();
     assert_eq!(rolled.fingerprint, rolled.present.fingerprint, "what a token holds is what is shown");
-    let away = hub.node("away", &old).await;
+    let away = hub.node(&ground, "away", &old).await;
     linked(&away, "who knows the old one alone").await;
     let both = hub.trust("both", &rolled.ca_pem);
-    linked(&hub.node("both", &both).await, "who knows both").await;
+    linked(&hub.node(&ground, "both", &both).await, "who knows both").await;
     let finished = Tls::finish(&dir, &sans()).unwrap();
     hub.server.reload().await.unwrap();
     assert_eq!(finished.fingerprint, rolled.next.unwrap().fingerprint);
@@ -309,7 +211,7 @@ async fn an_authority_that_may_not_vouch_is_shown_until_the_roll_is_finished() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_speaks_nothing_newer_than_tls_1_2_is_refused() {
     let ground = Ground::new("versions");
-    let hub = Hub::start(&ground).await;
+    let hub = start_hub(&ground).await;
     let tls = Tls::load_or_create(&ground.dir("tls"), &sans()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(tls.ca_pem.as_bytes()).unwrap()).unwrap();

@@ -9,10 +9,11 @@
     clippy::indexing_slicing
 )] // judged from outside; a test fails by panicking
 
-use std::net::TcpListener;
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bus::connection::{Bus, Connector, Handles};
 use bus::durable::Durable;
@@ -26,17 +27,9 @@ use schemas::subject::{BUCKET_IDENTITY, DOMAIN_HUB, STREAM_UP};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
 
+use support::{SOON, eventually, free, nats_server};
+
 const NAME: &str = "probe";
-const SOON: Duration = Duration::from_secs(20);
-
-fn nats_server() -> PathBuf {
-    if let Some(path) = std::env::var_os("EDGEWIRE_NATS_SERVER") {
-        return path.into();
-    }
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
-    if fetched.exists() { fetched } else { "nats-server".into() }
-}
-
 /// A bare server of the test's own with the hub's streams, killed when dropped; and a place for stores.
 struct Ground {
     child: Child,
@@ -47,7 +40,7 @@ struct Ground {
 impl Ground {
     async fn new() -> (Self, Bus) {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free().port();
         let config = dir.path().join("server.conf");
         let store = dir.path().join("server");
         let text = format!(
@@ -57,17 +50,15 @@ impl Ground {
         let child = Command::new(nats_server()).arg("-c").arg(&config).stderr(Stdio::null()).spawn().unwrap();
         let connector = Connector::open("hub", DOMAIN_HUB, &format!("nats://127.0.0.1:{port}"));
         let this = Self { child, connector, dir };
-        let until = Instant::now() + SOON;
-        loop {
-            match this.connector.connect("judge", &[], Account::Control).await {
-                Ok(bus) => {
-                    provision(&bus, Place::Hub).await.unwrap();
-                    return (this, bus);
-                }
-                Err(error) => assert!(Instant::now() < until, "{error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let mut bus = None;
+        eventually("the server takes connections", async || {
+            bus = this.connector.connect("judge", &[], Account::Control).await.ok();
+            bus.is_some()
+        })
+        .await;
+        let bus = bus.unwrap();
+        provision(&bus, Place::Hub).await.unwrap();
+        (this, bus)
     }
 
     fn store(&self) -> PathBuf {
@@ -197,11 +188,8 @@ async fn what_failed_comes_again_and_is_acknowledged_when_it_is_done() {
     assert_eq!(next(&mut seen.wrote, "what became of the write").await, Err(WriteError::Conflict));
     assert_eq!(next(&mut seen.attempts, "the message again, for its write failed").await, 2);
     assert!(next(&mut seen.wrote, "what became of the second").await.is_ok());
-    let until = Instant::now() + SOON;
-    while ack_floor(&seen.bus, STREAM_UP, NAME).await.unwrap() < 1 {
-        assert!(Instant::now() < until, "done, and not acknowledged");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("it is acknowledged", async || ack_floor(&seen.bus, STREAM_UP, NAME).await.unwrap() == 1)
+        .await;
     assert!(seen.attempts.try_recv().is_err(), "what is done does not come again");
     seen.stop.cancel();
     drop(seen.ground);

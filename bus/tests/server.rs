@@ -9,89 +9,28 @@
     clippy::indexing_slicing
 )]
 
+mod support;
+
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, consumer, stream};
 use async_nats::{Client, ConnectOptions, HeaderMap};
 use bus::connection::{Login, dial};
-use bus::identity::{HubKeys, Permissions, Tls, node_permissions};
+use bus::identity::{HubKeys, Permissions, Tls};
 use bus::module::{Account, EntryValue, Expect};
-use bus::server::{HubConfig, HubLink, HubServer, LeafConfig, LeafServer, Phase, ServerStatus, User, Way};
+use bus::server::{HubLink, HubServer, LeafConfig, LeafServer, Phase, ServerStatus, User, Way};
 use bus::store::{From, Seen, Store};
 use futures::StreamExt;
-use schemas::name::NodeName;
 use schemas::subject;
 
-const SOON: Duration = Duration::from_secs(20);
+use support::{Ground, Hub, SOON, eventually, hub_config, kill, leaf, leaf_config, leaf_with, node};
+
 /// How long an answer that must not come is waited for.
 const NEVER: Duration = Duration::from_millis(600);
 
-// --- ground ---
-
-/// A directory of the test's own; when dropped, also after a failure, the servers recorded in it are killed.
-struct Ground(PathBuf);
-
-impl Ground {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("edgewire-bus-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-    fn dir(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Ground {
-    fn drop(&mut self) {
-        for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
-            kill_recorded(&entry.path());
-        }
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn recorded_pid(data_dir: &Path) -> Option<i32> {
-    let record = std::fs::read(data_dir.join("nats-server.json")).ok()?;
-    let record: serde_json::Value = serde_json::from_slice(&record).ok()?;
-    record["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok())
-}
-
-fn kill_recorded(data_dir: &Path) {
-    let Some(pid) = recorded_pid(data_dir) else { return };
-    let cmdline = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    if cmdline.contains(data_dir.to_str().unwrap()) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-    }
-}
-
-fn nats_server() -> PathBuf {
-    if let Some(path) = std::env::var_os("EDGEWIRE_NATS_SERVER") {
-        return path.into();
-    }
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
-    if fetched.exists() { fetched } else { "/usr/lib/edgewire/nats-server".into() }
-}
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-fn node(name: &str) -> NodeName {
-    NodeName::new(name).unwrap()
-}
-
-async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
-    let until = tokio::time::Instant::now() + SOON;
-    while !check().await {
-        assert!(tokio::time::Instant::now() < until, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
+// --- who speaks, and who hears ---
 
 async fn until(server: &LeafServer, what: &str, want: impl FnMut(&ServerStatus) -> bool) -> ServerStatus {
     let mut status = server.status();
@@ -99,33 +38,7 @@ async fn until(server: &LeafServer, what: &str, want: impl FnMut(&ServerStatus) 
     found.unwrap_or_else(|_| panic!("not in time: {what}; {:?}", server.status().borrow())).unwrap().clone()
 }
 
-struct Hub {
-    server: HubServer,
-    keys: Arc<HubKeys>,
-    tls: Tls,
-    leaf_url: String,
-    wss_url: String,
-}
-
 impl Hub {
-    async fn start(ground: &Ground) -> Self {
-        let keys = Arc::new(HubKeys::load_or_create(&ground.dir("keys")).unwrap());
-        let tls = Tls::load_or_create(&ground.dir("tls"), &["hub.test".into()]).unwrap();
-        let (leaf_listen, wss_listen) = (free(), free());
-        let config = HubConfig {
-            data_dir: ground.dir("hub"),
-            listen: free(),
-            leaf_listen,
-            leaf_wss_listen: Some(wss_listen),
-            binary: Some(nats_server()),
-            store_max_bytes: 1 << 30,
-        };
-        let server = HubServer::start(config, keys.clone(), &tls).await.unwrap();
-        server.ready(SOON).await.unwrap();
-        let (leaf_url, wss_url) = (format!("tls://{leaf_listen}"), format!("wss://{wss_listen}"));
-        Self { server, keys, tls, leaf_url, wss_url }
-    }
-
     async fn client(&self, account: Account, name: &str, permissions: &Permissions) -> Client {
         let creds = self.keys.creds(account, name, permissions).unwrap();
         ConnectOptions::with_credentials(&creds)
@@ -136,48 +49,6 @@ impl Hub {
             .await
             .unwrap()
     }
-
-    /// Enrols a node as the identity module would: its keys are its own.
-    fn enrol(&self, ground: &Ground, name: &str) -> (HubLink, String) {
-        let node = node(name);
-        let (control, work) = node_permissions(&node);
-        let key = nkeys::KeyPair::new_user();
-        let file = |account: Account, permissions: &Permissions| {
-            let token = self.keys.user(account, &key.public_key(), name, permissions, None).unwrap();
-            let path = ground.dir(&format!("{name}.{}.creds", account.as_str()));
-            std::fs::write(&path, bus::identity::jwt::creds(&token, &key.seed().unwrap())).unwrap();
-            path
-        };
-        let link = HubLink {
-            urls: vec![self.leaf_url.clone()],
-            ca_file: self.tls.ca_file.clone(),
-            control_creds: file(Account::Control, &control),
-            work_creds: file(Account::Work, &work),
-            proxy: None,
-        };
-        (link, key.public_key())
-    }
-}
-
-fn leaf_config(ground: &Ground, name: &str, hub: Option<HubLink>) -> LeafConfig {
-    LeafConfig {
-        node: node(name),
-        data_dir: ground.dir(name),
-        listen: free(),
-        binary: Some(nats_server()),
-        store_max_bytes: 1 << 30,
-        hub,
-    }
-}
-
-async fn leaf(ground: &Ground, name: &str, hub: Option<HubLink>) -> LeafServer {
-    leaf_with(&leaf_config(ground, name, hub)).await
-}
-
-async fn leaf_with(config: &LeafConfig) -> LeafServer {
-    let server = LeafServer::start(config.clone()).await.unwrap();
-    server.ready(SOON).await.unwrap();
-    server
 }
 
 async fn try_login(server: &LeafServer, user: &User, inbox: &str) -> Option<Client> {
@@ -281,7 +152,7 @@ async fn a_node_does_its_own_work_across_the_leaf_and_nothing_else() {
             .unwrap();
     }
 
-    let (link, _) = hub.enrol(&ground, "n1");
+    let (link, _) = hub.enrol("n1");
     let edge = leaf(&ground, "n1", Some(link)).await;
     let control = on_leaf(&edge, "sync", Account::Control, "n1").await;
 
@@ -420,8 +291,8 @@ async fn batch_of(client: &Client, id: &str, subject: &str, cursor: &str, expect
 async fn workloads_of_two_nodes_hear_each_other_on_app_alone() {
     let ground = Ground::new("work");
     let hub = Hub::start(&ground).await;
-    let first = leaf(&ground, "n1", Some(hub.enrol(&ground, "n1").0)).await;
-    let second = leaf(&ground, "n2", Some(hub.enrol(&ground, "n2").0)).await;
+    let first = leaf(&ground, "n1", Some(hub.enrol("n1").0)).await;
+    let second = leaf(&ground, "n2", Some(hub.enrol("n2").0)).await;
     let (a, b) = (
         on_leaf(&first, "pod-a", Account::Work, "n1").await,
         on_leaf(&second, "pod-b", Account::Work, "n2").await,
@@ -500,7 +371,7 @@ async fn workloads_of_two_nodes_hear_each_other_on_app_alone() {
 async fn a_revoked_node_is_out_at_once_and_stays_out() {
     let ground = Ground::new("revoke");
     let hub = Hub::start(&ground).await;
-    let (link, key) = hub.enrol(&ground, "n1");
+    let (link, key) = hub.enrol("n1");
     let edge = leaf(&ground, "n1", Some(link)).await;
     let admin = hub.client(Account::Control, "admin", &Permissions::full()).await;
     let control = on_leaf(&edge, "sync", Account::Control, "n1").await;
@@ -589,8 +460,8 @@ fn port_of(url: &str) -> u16 {
 async fn of_several_addresses_one_that_dies_is_left_for_another() {
     let ground = Ground::new("addresses");
     let hub = Hub::start(&ground).await;
-    let mut relays = [Relay::to(&hub.leaf_url).await, Relay::to(&hub.leaf_url).await].map(Some);
-    let (mut link, _) = hub.enrol(&ground, "n1");
+    let mut relays = [Relay::to(&hub.leaf_url()).await, Relay::to(&hub.leaf_url()).await].map(Some);
+    let (mut link, _) = hub.enrol("n1");
     link.urls = relays.iter().flatten().map(|relay| format!("tls://{}", relay.0)).collect();
     link.urls.push("tls://127.0.0.1:1".to_owned()); // nobody is there
     let edge = leaf(&ground, "n1", Some(link)).await;
@@ -610,20 +481,20 @@ async fn of_several_addresses_one_that_dies_is_left_for_another() {
 async fn a_link_goes_another_way_and_no_client_notices() {
     let ground = Ground::new("ways");
     let hub = Hub::start(&ground).await;
-    let (mut link, key) = hub.enrol(&ground, "n1");
-    link.urls.push(hub.wss_url.clone());
+    let (mut link, key) = hub.enrol("n1");
+    link.urls.push(hub.wss_url());
     let other_ca = Tls::load_or_create(&ground.dir("other"), &["hub.test".into()]).unwrap().ca_file;
     assert_eq!(link.open().await, [Way::Tls, Way::Wss]);
     let stranger = HubLink { ca_file: other_ca, ..link.clone() };
     assert_eq!(stranger.open().await, [], "somebody answers, but not the hub");
-    let one = HubLink { urls: vec!["tls://127.0.0.1:1".into(), hub.wss_url.clone()], ..link.clone() };
+    let one = HubLink { urls: vec!["tls://127.0.0.1:1".into(), hub.wss_url()], ..link.clone() };
     assert_eq!(one.open().await, [Way::Wss]);
 
     let config = leaf_config(&ground, "n1", Some(link));
     let edge = leaf_with(&config).await;
     let admin = hub.client(Account::Control, "admin", &Permissions::full()).await;
     let control = on_leaf(&edge, "sync", Account::Control, "n1").await;
-    let (tls, wss) = (port_of(&hub.leaf_url), port_of(&hub.wss_url));
+    let (tls, wss) = (port_of(&hub.leaf_url()), port_of(&hub.wss_url()));
     eventually("the better way first", || async { linked_to(&edge).await == [tls, tls] }).await;
     for (way, port) in [(Way::Wss, wss), (Way::Tls, tls), (Way::Wss, wss)] {
         edge.set_way(way).await.unwrap();
@@ -653,6 +524,59 @@ async fn a_link_goes_another_way_and_no_client_notices() {
     .await;
     edge.stop().await.unwrap();
     hub.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_link_is_told_at_once_and_a_client_that_leaves_is_not() {
+    let ground = Ground::new("unlinked");
+    let hub = Hub::start(&ground).await;
+    let edge = leaf(&ground, "n1", Some(hub.enrol("n1").0)).await;
+    let linked = async || linked_to(&edge).await.len() == 2;
+    let both = || futures::future::join(edge.link_lost(Account::Control), edge.link_lost(Account::Work));
+    // It listens from a moment after its start on; a link that is dropped shows that it does.
+    let listens = async || {
+        let lost = both();
+        edge.rebuild_links().await.is_ok() && tokio::time::timeout(NEVER, lost).await.is_ok()
+    };
+    eventually("both links stand", linked).await;
+    eventually("it listens", listens).await;
+    eventually("both links are back", linked).await;
+
+    let lost = [Account::Control, Account::Work].map(|account| edge.link_lost(account));
+    let mut first = futures::future::select_all(lost.map(Box::pin));
+    for account in [Account::Control, Account::Work] {
+        let judge = edge.sys_client().await.unwrap();
+        let mut left =
+            judge.subscribe(format!("$SYS.ACCOUNT.{}.DISCONNECT", account.as_str())).await.unwrap();
+        judge.flush().await.unwrap();
+        drop(on_leaf(&edge, "passer-by", account, "n1").await);
+        let told =
+            tokio::time::timeout(SOON, left.next()).await.expect("the server tells of a client that left");
+        assert!(told.is_some());
+    }
+    assert!(tokio::time::timeout(NEVER, &mut first).await.is_err(), "a client is no link");
+    let lost = both();
+    kill(&hub.server.status().borrow());
+    tokio::time::timeout(SOON, lost).await.expect("told that the hub's server fell");
+    eventually("the links are back with the hub", linked).await;
+
+    // The next life of the node's own server is listened to as well.
+    kill(&edge.status().borrow());
+    until(&edge, "restarted", |s| s.restarts == 1 && s.phase == Phase::Ready).await;
+    eventually("both links stand again", linked).await;
+    eventually("it listens again", listens).await;
+    eventually("both links are back again", linked).await;
+    let lost = both();
+    kill(&hub.server.status().borrow());
+    tokio::time::timeout(SOON, lost).await.expect("told again");
+
+    eventually("the links are back with the hub once more", linked).await;
+
+    // The listening ends with its owner; an end is no broken link.
+    let unheard = both();
+    drop(edge);
+    hub.server.stop().await.unwrap();
+    assert!(tokio::time::timeout(NEVER, unheard).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -732,19 +656,15 @@ async fn a_server_outlives_us_and_is_adopted_and_restarted() {
     assert_eq!(client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed), 1);
 
     // It dies: another comes, with the users.
-    let kill = |pid: Option<u32>| {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid.unwrap()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    };
-    kill(pid);
+    kill(&status);
     let status = until(&edge, "restarted", |s| s.restarts == 1 && s.phase == Phase::Ready).await;
     assert!(!status.adopted && status.pid != pid);
     assert!(try_login(&edge, &user, "x").await.is_some());
-    kill(status.pid);
+    kill(&status);
     until(&edge, "restarted again", |s| s.restarts == 2 && s.phase == Phase::Ready).await;
 
     // It joins: another configuration, another process, the same users.
-    edge.set_hub(Some(hub.enrol(&ground, "n1").0)).await.unwrap();
+    edge.set_hub(Some(hub.enrol("n1").0)).await.unwrap();
     let control = on_leaf(&edge, "sync", Account::Control, "n1").await;
     let admin = hub.client(Account::Control, "admin", &Permissions::full()).await;
     eventually("the link is up", || crosses(&control, &admin, "ew.hb.n1")).await;
@@ -753,7 +673,7 @@ async fn a_server_outlives_us_and_is_adopted_and_restarted() {
 
     // A record that was lost (we died between start and writing it): found all the same, and replaced.
     drop(edge);
-    config.hub = Some(hub.enrol(&ground, "n1").0);
+    config.hub = Some(hub.enrol("n1").0);
     std::fs::remove_file(ground.dir("n1").join("nats-server.json")).unwrap();
     let edge = LeafServer::start(config.clone()).await.unwrap();
     let status = until(&edge, "replaced", |s| s.phase == Phase::Ready).await;
@@ -795,12 +715,7 @@ async fn a_watch_goes_on_as_soon_as_its_server_is_back() {
     });
     assert_eq!(seen.recv().await, Some(Seen::Current));
     for round in 1..=2 {
-        let pid = edge.status().borrow().pid.unwrap();
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()),
-            nix::sys::signal::Signal::SIGKILL,
-        )
-        .unwrap();
+        kill(&edge.status().borrow());
         until(&edge, "restarted", |s| s.restarts == round && s.phase == Phase::Ready).await;
         let written = Instant::now();
         eventually("it can be written again", || async {
@@ -826,14 +741,7 @@ async fn an_unchanged_hub_is_adopted() {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
         Tls::load_or_create(&ground.dir("tls"), &names).unwrap()
     };
-    let config = HubConfig {
-        data_dir: ground.dir("hub"),
-        listen: free(),
-        leaf_listen: free(),
-        leaf_wss_listen: None,
-        binary: Some(nats_server()),
-        store_max_bytes: 1 << 30,
-    };
+    let config = hub_config(&ground);
     let mut pids = Vec::new();
     let user = nkeys::KeyPair::new_user();
     for names in [vec!["hub.test"], vec!["hub.test"], vec!["hub.test", "other.test"]] {
@@ -915,7 +823,7 @@ async fn a_damaged_store_is_told_and_never_keeps_the_server_down() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x55;
     std::fs::write(&damaged, bytes).unwrap();
-    kill_recorded(&data);
+    kill(&edge.status().borrow());
     let status = until(&edge, "restarted", |s| s.restarts == 1 && s.phase == Phase::Ready).await;
     assert!(status.store_warnings.len() == 1 && status.store_warnings[0].contains("OUTBOX"), "{status:?}");
     let js = jetstream::new(login(&edge, &edge.user("m").await.unwrap(), "n1").await);

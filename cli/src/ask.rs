@@ -9,12 +9,20 @@ use bus::connection::Bus;
 use bus::tool::{Message, ToolError};
 use bytes::Bytes;
 use futures::StreamExt;
+use schemas::command::Reply;
 use schemas::envelope::Headers;
 use schemas::name::NodeName;
 use schemas::subject;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::failure::{Failure, Outcome};
 
 /// What the hub is called among the nodes.
 pub const HUB: &str = "hub";
+
+/// What to look at when one does not understand the other.
+pub const SAME_VERSION: &str = "are hub and tool of the same version?";
 
 /// The node that a command's subject names; `None` for the hub, which may answer anywhere, and for other subjects.
 fn commanded(subject: &str) -> Option<NodeName> {
@@ -46,6 +54,25 @@ pub async fn ask(
             cause: "the connection was closed".to_owned(),
         }),
         Err(_) => Err(ToolError::Timeout { subject: subject.to_owned(), timeout_ms: timeout.as_millis() }),
+    }
+}
+
+/// What a module of the hub answers to `question`. `refused` is what to try when it refuses.
+pub async fn ask_hub<T: DeserializeOwned>(
+    bus: &Bus,
+    subject: &str,
+    question: &impl Serialize,
+    timeout: Duration,
+    refused: &str,
+) -> Outcome<T> {
+    let body = schemas::encode(question).into();
+    let answer = ask(bus, subject, &Headers::new(), body, timeout).await.map_err(|error| {
+        Failure::new("EW-NO-ANSWER", error, "does the hub run? see `edgewire modules --node hub`")
+    })?;
+    match schemas::decode::<Reply<T>>(&answer.payload) {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(refusal)) => Err(Failure::new(&refusal.code, refusal.message, refused)),
+        Err(error) => Err(Failure::new("EW-HUB-FAILED", error, SAME_VERSION)),
     }
 }
 

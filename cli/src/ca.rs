@@ -6,7 +6,7 @@ use schemas::Timestamp;
 use serde_json::{Value, json};
 
 use crate::failure::Outcome;
-use crate::place::HubArgs;
+use crate::place::{HubArgs, ListArgs};
 use crate::screen::Screen;
 use crate::table::{Cell, Paint, age, table};
 
@@ -21,13 +21,13 @@ const NAMES_MAX: usize = 8;
 #[derive(Debug, Subcommand)]
 pub enum CaCommand {
     /// List the authorities that are trusted, and the nodes that do not know them yet
-    Ls(LsArgs),
+    Ls(ListArgs),
     /// Make another authority, trusted beside the present one
     ///
     /// No connection ends. The hub shows a certificate by the new authority that the old one vouches for, so whoever trusts
     /// only the old one still gets in: nodes that are away, kubeconfigs that were copied, tokens that were made before. Nodes
     /// are told when they connect. See who knows it with `edgewire ca ls`; then end it with `edgewire ca finish`.
-    Roll(AskArgs),
+    Roll(HubArgs),
     /// Trust the new authority alone: the old one is worth nothing any more
     ///
     /// Refused, naming them, while a node that joined has not confirmed the new one. After it: back the hub up (a backup from
@@ -40,29 +40,12 @@ pub enum CaCommand {
 #[derive(Debug, Subcommand)]
 pub enum CertificateCommand {
     /// List what the hub's servers show: for which names, how old, by which authority
-    Ls(LsArgs),
+    Ls(ListArgs),
     /// Make the servers a new key and certificate now; no connection ends
     ///
     /// The hub does this by itself when it is 90 days old (`edgewire hub --certificate-renew-days`), and at its start when its
     /// names (`--advertise`) are others.
-    Renew(AskArgs),
-}
-
-/// Arguments of the listings.
-#[derive(Debug, Args)]
-pub struct LsArgs {
-    /// A JSON array
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    hub: HubArgs,
-}
-
-/// Arguments of what changes something.
-#[derive(Debug, Args)]
-pub struct AskArgs {
-    #[command(flatten)]
-    hub: HubArgs,
+    Renew(HubArgs),
 }
 
 /// Arguments of `edgewire ca finish`.
@@ -87,8 +70,8 @@ pub async fn ca(command: CaCommand, screen: &mut Screen) -> Outcome<()> {
             }
             screen.print(&authorities(&list, now, screen.colour)).await
         }
-        CaCommand::Roll(args) => {
-            let answer = args.hub.api()?.send(Method::POST, &format!("{CA}/roll"), Some(&json!({}))).await?;
+        CaCommand::Roll(hub) => {
+            let answer = hub.api()?.send(Method::POST, &format!("{CA}/roll"), Some(&json!({}))).await?;
             let list = answer.get("authorities").cloned().unwrap_or_default();
             let shown = authorities(&list, now, screen.colour);
             screen
@@ -114,8 +97,8 @@ pub async fn ca(command: CaCommand, screen: &mut Screen) -> Outcome<()> {
 pub async fn certificate(command: CertificateCommand, screen: &mut Screen) -> Outcome<()> {
     let (answer, json) = match command {
         CertificateCommand::Ls(args) => (args.hub.api()?.get(CERTIFICATE).await?, args.json),
-        CertificateCommand::Renew(args) => {
-            let api = args.hub.api()?;
+        CertificateCommand::Renew(hub) => {
+            let api = hub.api()?;
             (api.send(Method::POST, &format!("{CERTIFICATE}/renew"), Some(&json!({}))).await?, false)
         }
     };

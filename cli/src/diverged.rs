@@ -9,14 +9,13 @@ use bus::module::Account;
 use bus::tool::ToolError;
 use clap::Args;
 use futures::StreamExt;
-use schemas::command::Reply;
 use schemas::desired::{Diverged, DivergedObject, Release};
 use schemas::envelope::Headers;
 use schemas::name::NodeName;
 use schemas::subject;
 use serde_json::{Value, json};
 
-use crate::ask::ask;
+use crate::ask::{ask, ask_hub};
 use crate::failure::{Failure, Outcome};
 use crate::nodes;
 use crate::notices::Notices;
@@ -26,6 +25,8 @@ use crate::table::{Cell, Paint, table};
 
 /// How long a node may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// What to try when nothing can be released.
+const SEE_DIVERGED: &str = "`edgewire diverged` shows what can be released";
 /// Nodes asked at the same time.
 const ASKED_MAX: usize = 64;
 
@@ -111,25 +112,14 @@ pub async fn release(args: ReleaseArgs, screen: &mut Screen) -> Outcome<()> {
         let shown = format!("{} {}/{} on {node}", object.key.plural, object.key.namespace, object.key.name);
         let release = Release { node: name, key: object.key };
         let to = subject::local("placement", "release");
-        let body = schemas::encode(&release).into();
-        let answer = ask(&bus, &to, &Headers::new(), body, ANSWER_TIMEOUT).await.map_err(|error| {
-            Failure::new("EW-NO-ANSWER", error, "does the hub run? see `edgewire modules --node hub`")
-        })?;
-        return match schemas::decode::<Reply<()>>(&answer.payload) {
-            Ok(Ok(())) => screen.print(&format!("released {shown}; the node drops it\n")).await,
-            Ok(Err(refusal)) => Err(Failure::new(
-                &refusal.code,
-                refusal.message,
-                "`edgewire diverged` shows what can be released",
-            )),
-            Err(error) => Err(Failure::new("EW-HUB-FAILED", error, "are hub and tool of the same version?")),
-        };
+        let () = ask_hub(&bus, &to, &release, ANSWER_TIMEOUT, SEE_DIVERGED).await?;
+        return screen.print(&format!("released {shown}; the node drops it\n")).await;
     }
     let mut cause = format!("no node says that it has an object of UID {} that the hub lacks", args.uid);
     if !silent.is_empty() {
         cause += &format!("; {} did not answer", silent.join(", "));
     }
-    Err(Failure::new("EW-RELEASE-UNKNOWN", cause, "`edgewire diverged` shows what can be released"))
+    Err(Failure::new("EW-RELEASE-UNKNOWN", cause, SEE_DIVERGED))
 }
 
 async fn diverged_of(bus: &Bus, node: &str) -> Result<Diverged, String> {

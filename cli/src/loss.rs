@@ -7,13 +7,11 @@ use std::time::Duration;
 use bus::connection::Bus;
 use bus::module::Account;
 use clap::Args;
-use schemas::command::Reply;
-use schemas::envelope::Headers;
 use schemas::loss::{LossQuery, LossReport, LossRow};
 use schemas::subject::{self, Lane};
 use serde_json::{Value, json};
 
-use crate::ask::ask;
+use crate::ask::{SAME_VERSION, ask_hub};
 use crate::failure::{Failure, Outcome};
 use crate::place::{HubArgs, Place, PlaceArgs};
 use crate::screen::Screen;
@@ -73,18 +71,8 @@ async fn whole(bus: &Bus, node: Option<String>) -> Outcome<LossReport> {
 }
 
 async fn page(bus: &Bus, query: &LossQuery) -> Outcome<LossReport> {
-    let body = schemas::encode(query).into();
     let to = subject::local("ledger", "loss");
-    let answer = ask(bus, &to, &Headers::new(), body, ANSWER_TIMEOUT).await.map_err(|error| {
-        Failure::new("EW-NO-ANSWER", error, "does the hub run? see `edgewire modules --node hub`")
-    })?;
-    match schemas::decode::<Reply<LossReport>>(&answer.payload) {
-        Ok(Ok(report)) => Ok(report),
-        Ok(Err(refusal)) => {
-            Err(Failure::new(&refusal.code, refusal.message, "are hub and tool of the same version?"))
-        }
-        Err(error) => Err(Failure::new("EW-HUB-FAILED", error, "are hub and tool of the same version?")),
-    }
+    ask_hub(bus, &to, query, ANSWER_TIMEOUT, SAME_VERSION).await
 }
 
 fn as_json(report: &LossReport) -> Value {

@@ -88,7 +88,7 @@ enum Command {
     /// Send one message and show the answer
     Req(publish::ReqArgs),
     /// List the nodes
-    Nodes(nodes::NodesArgs),
+    Nodes(place::ListArgs),
     /// List the machines that have joined, have one change its keys, shut one out
     #[command(subcommand)]
     Node(node::NodeCommand),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::api::encode;
 use crate::decode::safe;
 use crate::failure::Outcome;
-use crate::place::HubArgs;
+use crate::place::{HubArgs, ListArgs};
 use crate::screen::Screen;
 use crate::table::{Cell, Paint, age, table};
 
@@ -19,7 +19,7 @@ const NODES: &str = "/edgewire/v1/nodes";
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
     /// List the machines that have joined, and those that were shut out
-    Ls(LsArgs),
+    Ls(ListArgs),
     /// Have a machine make new keys; its old ones are shut out
     ///
     /// What runs on it runs on; its link is made anew with the new keys, and nothing is lost. Machines do this by
@@ -31,16 +31,6 @@ pub enum NodeCommand {
     /// another machine, which then gets the pods that wait under it. The same machine comes back only with new keys and a
     /// new token: edgewire join TOKEN --new-keys
     Revoke(RevokeArgs),
-}
-
-/// Arguments of `edgewire node ls`.
-#[derive(Debug, Args)]
-pub struct LsArgs {
-    /// A JSON array
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    hub: HubArgs,
 }
 
 /// Arguments of `edgewire node revoke`.
@@ -84,7 +74,7 @@ pub async fn run(command: NodeCommand, screen: &mut Screen) -> Outcome<()> {
     }
 }
 
-async fn list(args: LsArgs, screen: &mut Screen) -> Outcome<()> {
+async fn list(args: ListArgs, screen: &mut Screen) -> Outcome<()> {
     let answer = args.hub.api()?.get(NODES).await?;
     let nodes = answer.get("nodes").cloned().unwrap_or_else(|| json!([]));
     if args.json {

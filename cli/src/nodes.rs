@@ -2,24 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use clap::Args;
 use schemas::Timestamp;
 use serde_json::{Value, json};
 
 use crate::failure::Outcome;
-use crate::place::HubArgs;
+use crate::place::ListArgs;
 use crate::screen::Screen;
 use crate::table::{Cell, Paint, age, table};
-
-/// Arguments of `edgewire nodes`.
-#[derive(Debug, Args)]
-pub struct NodesArgs {
-    /// A JSON array
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    hub: HubArgs,
-}
 
 /// One node, as shown.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -33,7 +22,7 @@ struct Row {
 }
 
 /// Runs it.
-pub async fn run(args: NodesArgs, screen: &mut Screen) -> Outcome<()> {
+pub async fn run(args: ListArgs, screen: &mut Screen) -> Outcome<()> {
     let api = args.hub.api()?;
     let nodes = api.list("/api/v1/nodes").await?;
     let pods = api.list("/api/v1/pods").await?;

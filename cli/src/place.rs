@@ -34,6 +34,16 @@ pub struct HubArgs {
     pub context: Option<String>,
 }
 
+/// Arguments of what lists things of the hub and can be asked nothing else.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ListArgs {
+    /// A JSON array
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
 /// Which hub, or which node.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PlaceArgs {

@@ -13,7 +13,7 @@ use crate::api::encode;
 use crate::decode::safe;
 use crate::duration;
 use crate::failure::{Failure, Outcome};
-use crate::place::HubArgs;
+use crate::place::{HubArgs, ListArgs};
 use crate::screen::Screen;
 use crate::table::{Cell, age, table};
 
@@ -25,7 +25,7 @@ pub enum TokenCommand {
     /// Make a token, and show what to run on the new node
     Create(CreateArgs),
     /// List the tokens that are still good (never their secrets)
-    Ls(LsArgs),
+    Ls(ListArgs),
     /// Take a token back; nodes that joined with it stay
     Revoke(RevokeArgs),
 }
@@ -43,16 +43,6 @@ pub struct CreateArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     uses: u32,
     /// One JSON object
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    hub: HubArgs,
-}
-
-/// Arguments of `edgewire token ls`.
-#[derive(Debug, Args)]
-pub struct LsArgs {
-    /// A JSON array
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -105,7 +95,7 @@ async fn create(args: CreateArgs, screen: &mut Screen) -> Outcome<()> {
         .await
 }
 
-async fn list(args: LsArgs, screen: &mut Screen) -> Outcome<()> {
+async fn list(args: ListArgs, screen: &mut Screen) -> Outcome<()> {
     let answer = args.hub.api()?.get(TOKENS).await?;
     let tokens = answer.get("items").or_else(|| answer.get("tokens")).cloned().unwrap_or(answer);
     if args.json {

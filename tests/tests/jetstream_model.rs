@@ -31,6 +31,12 @@ const STEPS: u64 = 80;
 const PULL_WAIT: Duration = Duration::from_millis(40);
 /// How long anything may take.
 const SOON: Duration = Duration::from_secs(10);
+/// Between two tries to connect.
+const LOOK: Duration = Duration::from_millis(20);
+/// A writer lets a pull begin: it waits by then, or soon. Either must do.
+const HEAD_START: Duration = Duration::from_millis(5);
+/// Between two writes, so many times one of the rounds' numbers: neither may be missed, however close they are.
+const CLOSE: Duration = Duration::from_micros(50);
 /// Bound of the small stream.
 const SMALL_MAX_BYTES: u64 = 2_000;
 
@@ -73,7 +79,7 @@ impl Server {
                 Ok(bus) => return bus,
                 Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(LOOK).await;
         }
     }
 }
@@ -447,16 +453,16 @@ async fn a_pull_leaves_nothing_behind() {
     provision(&hub, Place::Hub).await.unwrap();
     let node = NodeName::new("n1").unwrap();
     link::ensure_consumer(&hub, &node).await.unwrap();
-    for round in 0..40u64 {
+    for round in 0..40u32 {
         let store = Store::new(&hub, BUCKET_DESIRED);
         let keys = [format!("n1.pods.d.a{round}.u"), format!("n1.pods.d.b{round}.u")];
         let mut missing = keys.to_vec();
         let writer = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(5)).await; // the node waits by now, or soon
+            tokio::time::sleep(HEAD_START).await;
             let size = if round % 7 == 0 { 40_000 } else { 100 };
             for key in keys {
                 store.put(&key, vec![1; size], Expect::Any).await.unwrap();
-                tokio::time::sleep(Duration::from_micros(50 * (round % 20))).await;
+                tokio::time::sleep(CLOSE * (round % 20)).await;
             }
         });
         let all = async {

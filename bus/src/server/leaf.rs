@@ -16,6 +16,7 @@ use super::binary::{self, Binary};
 use super::child::Files;
 use super::hub::{common, digest, reachable};
 use super::process::{Login, Plan, Probe, Supervisor};
+use super::unlinked::Breaks;
 use super::users::{User, Users};
 use super::way::{self, HubLink, Way};
 use super::{Denials, ServerError, ServerStatus};
@@ -66,8 +67,8 @@ pub struct LeafServer {
     supervisor: Supervisor,
     url: String,
     state: Mutex<State>,
-    /// A connection in the server's own account, kept for what the server tells.
-    ears: Mutex<Option<async_nats::Client>>,
+    /// How many links broke.
+    pub(super) breaks: Breaks,
 }
 
 #[derive(Debug)]
@@ -92,7 +93,8 @@ impl LeafServer {
         // Before the server reads it: it knows this or a later one. An adopted server reads it again too.
         state.authorities = state.authorities_on_disk();
         let supervisor = Supervisor::start(state.plan()?).await?;
-        Ok(Self { supervisor, url, state: Mutex::new(state), ears: Mutex::default() })
+        let breaks = Breaks::count(state.probe(), supervisor.status());
+        Ok(Self { supervisor, url, state: Mutex::new(state), breaks })
     }
 
     /// Waits until it takes connections.
@@ -209,18 +211,6 @@ impl LeafServer {
             (state.probe(), state.files().log())
         };
         probe.connect().await.map_err(|reason| ServerError::NotReady { reason, log })
-    }
-
-    /// The kept connection in the server's own account; another one when the server was away.
-    pub(super) async fn ears(&self) -> Result<async_nats::Client, ServerError> {
-        let mut ears = self.ears.lock().await;
-        let stands = |client: &async_nats::Client| {
-            client.connection_state() == async_nats::connection::State::Connected
-        };
-        match ears.clone().filter(stands) {
-            Some(client) => Ok(client),
-            None => Ok(ears.insert(self.sys_client().await?).clone()),
-        }
     }
 
     /// The links to the hub that stand now, as the server sees them; one for each account when all is well.

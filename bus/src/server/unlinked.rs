@@ -2,41 +2,98 @@
 //! then knows that it will not come, also when the link is back before anybody missed it: a hub whose server fell and
 //! was started again has forgotten who waited.
 //!
+//! One task listens for as long as the server is looked after, and counts; who waits watches the count.
+//!
 //! Source: the server's event `$SYS.ACCOUNT.<account>.DISCONNECT`, which it also sends for a link of its own (measured with
 //! 2.15.1; there is none for a link that is made).
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{LeafServer, ServerError};
+use super::process::Probe;
+use super::{LeafServer, Phase, ServerStatus};
 use crate::module::Account;
 
 /// What the server calls a link.
 const KIND_LINK: &str = "Leafnode";
+/// A server that did not let us listen is asked again after so long.
+const LISTEN_AGAIN: Duration = Duration::from_millis(100);
+
+/// How many links broke in each account since the server is looked after. The listening ends with it.
+#[derive(Debug)]
+pub(super) struct Breaks {
+    control: watch::Receiver<u64>,
+    work: watch::Receiver<u64>,
+    _listening: AbortOnDropHandle<()>,
+}
+
+impl Breaks {
+    /// Listens whenever the server of `status`, which `probe` connects to, is ready.
+    pub fn count(probe: Probe, status: watch::Receiver<ServerStatus>) -> Self {
+        let (control_to, control) = watch::channel(0);
+        let (work_to, work) = watch::channel(0);
+        let listening = tokio::spawn(listen(probe, status, control_to, work_to));
+        Self { control, work, _listening: AbortOnDropHandle::new(listening) }
+    }
+}
 
 impl LeafServer {
-    /// Ends when the link of `account` breaks from now on. When the server itself is away it never ends: its clients notice
+    /// Ends when a link of `account` breaks from now on. When the server itself is away it does not end: its clients notice
     /// that themselves.
-    pub async fn link_lost(
-        &self,
-        account: Account,
-    ) -> Result<impl Future<Output = ()> + Send + use<>, ServerError> {
-        let client = self.ears().await?;
-        let subject = format!("$SYS.ACCOUNT.{}.DISCONNECT", account.as_str());
-        let told = client
-            .subscribe(subject)
-            .await
-            .map_err(|error| ServerError::Config(format!("the server's events: {error}")))?;
-        Ok(async move {
-            // The client is kept: the subscription ends with it.
-            let (_client, mut told) = (client, told);
-            while let Some(event) = told.next().await {
-                if is_of_link(&event.payload) {
-                    return;
-                }
+    pub fn link_lost(&self, account: Account) -> impl Future<Output = ()> + Send + use<> {
+        let breaks = match account {
+            Account::Control => &self.breaks.control,
+            Account::Work => &self.breaks.work,
+        };
+        let mut breaks = breaks.clone();
+        breaks.mark_unchanged();
+        async move {
+            if breaks.changed().await.is_err() {
+                // Nobody looks after the server any more, so nobody can tell.
+                std::future::pending().await
             }
-            std::future::pending().await
-        })
+        }
+    }
+}
+
+/// Until the server is no longer looked after. Its connection ends with the server's process: then another.
+async fn listen(
+    probe: Probe,
+    mut status: watch::Receiver<ServerStatus>,
+    control: watch::Sender<u64>,
+    work: watch::Sender<u64>,
+) {
+    loop {
+        match status.wait_for(|s| matches!(s.phase, Phase::Ready | Phase::Stopped)).await {
+            Ok(status) if status.phase == Phase::Ready => {}
+            _ => return,
+        }
+        match probe.connect().await {
+            Ok(client) => {
+                tokio::join!(
+                    count(&client, Account::Control, &control),
+                    count(&client, Account::Work, &work),
+                );
+            }
+            Err(error) => tracing::debug!(%error, "not told of broken links yet"),
+        }
+        tokio::time::sleep(LISTEN_AGAIN).await;
+    }
+}
+
+/// Until the connection ends.
+async fn count(client: &async_nats::Client, account: Account, broken: &watch::Sender<u64>) {
+    let subject = format!("$SYS.ACCOUNT.{}.DISCONNECT", account.as_str());
+    // The only reason for an error is that the connection has ended.
+    let Ok(mut told) = client.subscribe(subject).await else { return };
+    while let Some(event) = told.next().await {
+        if is_of_link(&event.payload) {
+            broken.send_modify(|count| *count += 1);
+        }
     }
 }
 

@@ -22,8 +22,6 @@ const PULL_WAIT: Duration = Duration::from_secs(10);
 /// An answer to a pull or to a commit is waited for so long at first, and at most.
 const PULL_PATIENCE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
 const COMMIT_PATIENCE: [Duration; 2] = [Duration::from_secs(8), Duration::from_secs(120)];
-/// The node's server lets us listen for a broken link within this, or it is done without.
-const LISTEN_PATIENCE: Duration = Duration::from_millis(500);
 /// A read of the node's stream waits so long for something to come.
 const READ_WAIT: Duration = Duration::from_secs(5);
 /// What wakes a read may be seen before the server has stored it: look again after so long.
@@ -96,10 +94,8 @@ impl EdgeRim {
         account: Account,
         asked: impl Future<Output = Result<T, LinkError>>,
     ) -> Result<T, LinkError> {
-        // Not confirmed by the server: a link that breaks in that moment is left to patience. So is one whose server does not
-        // let us listen.
-        let listening = tokio::time::timeout(LISTEN_PATIENCE, self.server.link_lost(account));
-        let Ok(Ok(lost)) = listening.await else { return asked.await };
+        // A link that breaks while the server is not heard yet, after its start, is left to patience.
+        let lost = self.server.link_lost(account);
         tokio::select! {
             outcome = asked => outcome,
             () = lost => Err(LinkError::Lost("the link broke".to_owned())),

@@ -11,6 +11,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use super::disk::Disk;
+use super::eventually;
 use super::hub::{self, Child, Hub};
 use super::judge::{self, Running};
 use super::ledger::{Traces, unmount};
@@ -24,8 +25,10 @@ use super::site::Site;
 const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// An agent that was told to stop may take so long.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long connections meet a reset when they shall be made anew.
-const RESET: Duration = Duration::from_millis(1_500);
+/// Connections that shall be made anew meet a reset within so long: a link says something every 5 s.
+const RESET_SECONDS: u64 = 30;
+/// What Linux calls an established connection in `/proc/<pid>/net/tcp`.
+const ESTABLISHED: &str = "01";
 
 /// A node.
 pub struct Edge {
@@ -315,8 +318,24 @@ impl Edge {
         network::divert(&self.site, &self.namespace(), Some(proxy.port()))?;
         *self.proxy.lock().unwrap_or_else(PoisonError::into_inner) = Some(proxy);
         self.polite_cut()?;
-        tokio::time::sleep(RESET).await;
-        self.heal()
+        let reset = eventually("the links past the proxy are reset", RESET_SECONDS, async || {
+            Ok(!self.is_connected_to(self.site.ports.leaf))
+        });
+        let reset = reset.await;
+        self.heal()?;
+        reset
+    }
+
+    /// Does the node hold a connection to this port, whoever's? Not when no server runs there.
+    fn is_connected_to(&self, port: u16) -> bool {
+        let port = format!(":{port:04X}");
+        let table =
+            self.server_pid().and_then(|pid| Ok(std::fs::read_to_string(format!("/proc/{pid}/net/tcp"))?));
+        table.unwrap_or_default().lines().any(|line| {
+            let mut fields = line.split_whitespace().skip(2);
+            let (remote, state) = (fields.next().unwrap_or_default(), fields.next());
+            remote.ends_with(&port) && state == Some(ESTABLISHED)
+        })
     }
 
     /// How many connections of the node the proxy has taken since [`throttle`](Self::throttle); two is one link (one for

@@ -20,7 +20,7 @@
 //! * [`site`] names, addresses and directories; [`ledger`] what was made, so that all of it can be removed later, also
 //!   by another process; [`process`] finding and killing exactly what belongs to a site; [`network`] bridge and cuts
 //! * [`hub`], [`edge`] the parts; [`proxy`] the slow link; [`gateway`] a site's HTTP proxy; [`disk`] the power cut; [`pods`], [`readings`] what runs
-//! * [`judge`] outside views: `kubectl`, `ctr`, raw streams
+//! * [`judge`] outside views: `kubectl`, `ctr`, raw streams; [`operator`] who has a node: its own server
 //!
 //! Everything is removed on drop. What a killed test left is removed by the next [`Cluster::new`].
 
@@ -32,6 +32,7 @@ pub mod hub;
 pub mod judge;
 pub mod ledger;
 pub mod network;
+pub mod operator;
 pub mod pods;
 pub mod process;
 pub mod programs;
@@ -50,6 +51,7 @@ pub use eventually::eventually;
 pub use gateway::Gateway;
 pub use hub::Hub;
 pub use judge::{Output, Running, Stored};
+pub use operator::Operator;
 use site::Site;
 
 /// Of each log, so much is printed when a test fails.

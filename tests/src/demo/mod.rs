@@ -26,6 +26,8 @@ use snapshot::Snapshot;
 pub const DIR_ENV: &str = "EDGEWIRE_DEMO_DIR";
 /// A running demo that is told to stop may take so long.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two looks whether it has.
+const POLL: Duration = Duration::from_millis(50);
 
 /// The demo's directory.
 pub fn home() -> PathBuf {
@@ -145,7 +147,7 @@ fn end(ledger: &Ledger) {
     signal(ledger.owner.pid, Signal::SIGTERM);
     let deadline = Instant::now() + STOP_TIMEOUT;
     while ledger.owner_lives() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(POLL);
     }
     ledger.owner.signal(Signal::SIGKILL);
 }

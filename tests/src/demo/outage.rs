@@ -160,7 +160,7 @@ async fn kill(edge: &Edge, figures: &mut Figures) -> anyhow::Result<()> {
 
 /// Starts the agent and waits until it has its server and its modules.
 async fn start_again(edge: &Edge) -> anyhow::Result<()> {
-    let told = edge.data_dir().join("operator.json");
+    let told = edge.operator_file();
     std::fs::remove_file(&told).with_context(|| format!("cannot remove {}", told.display()))?;
     edge.start().await?;
     eventually("the agent is back", STEP_SECONDS, async || Ok(told.exists())).await

@@ -1,6 +1,6 @@
 //! `docs/flows.md`, from what the modules declare and from the table of streams.
 
-use bus::flow::{Flow, Kind};
+use bus::flow::{Flow, Kind, NOT_CAPTURED};
 use bus::provision::{Full, Place, TABLE};
 use schemas::name::NodeName;
 use schemas::subject;
@@ -73,6 +73,7 @@ fn module(out: &mut String, name: &str, crate_dir: &str, flows: &[Flow]) {
         .iter()
         .map(|flow| {
             let (account, subject) = (flow.account.as_str(), &flow.subject);
+            assert_ne!(flow.class(), NOT_CAPTURED, "{name} says {subject} durably");
             let reader = match &flow.kind {
                 Kind::Consume { durable, .. } => format!(" (consumer `{durable}`)"),
                 _ => String::new(),

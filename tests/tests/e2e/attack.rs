@@ -1,47 +1,30 @@
 //! Who has a node in their hands, or nothing but the network, gains nothing, slows nobody down, and is on record.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use async_nats::{Client, ConnectOptions, HeaderMap};
+use async_nats::{Client, HeaderMap};
 use bus::module::Account;
 use futures::StreamExt;
 use rustls::pki_types::ServerName;
 use schemas::subject::STREAM_FROM;
-use tests::cluster::{Cluster, Edge, eventually};
+use tests::cluster::{Cluster, Operator, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{IDLE, edgewire, inside, pod, runs, the_same};
+use crate::support::{IDLE, as_node, edgewire, inside, pod, runs, the_same};
 
 /// A question that nobody may answer is waited for so long.
 const SILENCE: Duration = Duration::from_millis(700);
 /// A listener that says nothing for so long will not.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A raw client with the node's own credentials at the hub's bus, as who has the machine would use them.
-pub async fn as_node(cluster: &Cluster, edge: &Edge, account: Account) -> anyhow::Result<Client> {
-    let dir = edge.data_dir().join("hub");
-    let creds = dir.join(format!("{}.creds", account.as_str().to_lowercase()));
-    let options = ConnectOptions::with_credentials_file(creds).await?;
-    let url = format!("tls://{}", bus_address(cluster));
-    let client = options
-        .add_root_certificates(dir.join("ca.crt"))
-        .require_tls(true)
-        .custom_inbox_prefix(format!("_INBOX.{}", edge.name()))
-        .connection_timeout(PATIENCE);
-    client.connect(url).await.context("the node's own credentials")
-}
-
-/// The same machine's other way: its own server, where it may do all, and the link that this server has.
-async fn through_the_link(operator: &Path) -> anyhow::Result<()> {
-    let login: serde_json::Value = serde_json::from_slice(&std::fs::read(operator)?)?;
-    let text = |name: &str| login[name].as_str().unwrap_or_default().to_owned();
-    let options = ConnectOptions::with_user_and_password(text("user"), text("control_password"));
-    let client = options.custom_inbox_prefix("_INBOX.edge-a").connect(text("url")).await?;
+/// Who has the machine goes another way: its own server, where it may do all, and the link that this server has.
+async fn through_the_link(operator: &Operator) -> anyhow::Result<()> {
+    let bus = operator.dial(Account::Control).await?;
+    let client = bus.client();
     for (subject, body) in [
         ("ew.req.edge-a.desired.list", ""),
         ("$JS.hub.API.CONSUMER.MSG.NEXT.KV_desired.node_edge-a", r#"{"batch":1,"no_wait":true}"#),
@@ -49,7 +32,7 @@ async fn through_the_link(operator: &Path) -> anyhow::Result<()> {
     ] {
         client.request(subject, body.into()).await.with_context(|| format!("its own question {subject}"))?;
     }
-    answered_nothing(&client).await
+    answered_nothing(client).await
 }
 
 async fn answered_nothing(client: &Client) -> anyhow::Result<()> {
@@ -91,10 +74,6 @@ async fn answered_nothing(client: &Client) -> anyhow::Result<()> {
         Ok(())
     });
     futures::future::try_join_all(answers).await.map(drop)
-}
-
-fn bus_address(cluster: &Cluster) -> SocketAddr {
-    (cluster.site().hub_address(), cluster.site().ports.bus).into()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,7 +118,7 @@ async fn who_has_a_node_has_that_node_alone() -> anyhow::Result<()> {
     // It is answered nothing that is not its own, neither by the hub's bus nor through its own server and the link.
     control.request("ew.req.edge-a.desired.list", "".into()).await.context("its own question, at the hub")?;
     answered_nothing(&control).await?;
-    let operator = taken.data_dir().join("operator.json");
+    let operator = taken.operator()?;
     inside(&taken, async move || through_the_link(&operator).await).await?;
     for (subject, mut messages) in heard {
         let message = tokio::time::timeout(Duration::from_millis(50), messages.next()).await;

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use async_nats::jetstream::stream;
@@ -19,6 +20,8 @@ use crate::support::{
 };
 
 const TIMEOUT_S: u64 = 60;
+/// A backup that has begun is killed after so long: in each of its phases, whichever the machine is in by then.
+const KILLED_AFTER_MS: [u64; 5] = [0, 20, 60, 150, 400];
 
 /// The readings that the hub has, in its stream's order.
 async fn readings(cluster: &Cluster) -> anyhow::Result<Vec<u64>> {
@@ -323,10 +326,10 @@ async fn a_disturbed_backup_is_whole_or_none() -> anyhow::Result<()> {
     hub.start().await?;
 
     // The backup dies, in each of its phases; the next one clears up after it.
-    for wait_ms in [0, 20, 60, 150, 400] {
+    for after in KILLED_AFTER_MS.map(Duration::from_millis) {
         let mut child = hub.command(&["backup", &path("two")]).spawn()?;
         begun("two").await?;
-        tokio::time::sleep(std::time::Duration::from_millis(wait_ms)).await;
+        tokio::time::sleep(after).await;
         let ended = child.try_wait()?.is_some();
         child.kill().await?;
         anyhow::ensure!(ended || !dir.join("two").exists(), "half a backup under its name");

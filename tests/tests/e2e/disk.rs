@@ -1,17 +1,16 @@
 //! A node's disk fills up: telemetry gives way first, then producers are told, pods and commands never do; and all of it
 //! comes back by itself.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
-use async_nats::jetstream;
+use bus::module::Account;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 use schemas::subject::{STREAM_BULK, STREAM_UPLINK};
 use tests::cluster::{Cluster, Edge, eventually};
 
-use crate::loss::{own_server, publish, row};
-use crate::support::{IDLE, edgewire, gone, inside, pod, runs, the_same, told};
+use crate::support::{IDLE, edgewire, gone, inside, loss_of, pod, publish, runs, the_same, told};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -45,10 +44,10 @@ impl Filler {
 }
 
 /// (messages, bound in bytes) of a stream of the node's own.
-async fn stream(edge: &Edge, operator: &Path, name: &'static str) -> anyhow::Result<(u64, u64)> {
-    let file = operator.to_owned();
+async fn stream(edge: &Edge, name: &'static str) -> anyhow::Result<(u64, u64)> {
+    let operator = edge.operator()?;
     inside(edge, async move || {
-        let mut stream = jetstream::new(own_server(&file).await?).get_stream(name).await?;
+        let mut stream = operator.js(Account::Work).await?.get_stream(name).await?;
         let info = stream.info().await?;
         Ok((info.state.messages, info.config.max_bytes.cast_unsigned()))
     })
@@ -63,11 +62,9 @@ async fn a_full_disk_takes_telemetry_first_and_pods_never() -> anyhow::Result<()
     let edge = cluster.edge("edge-a")?;
     cluster.apply(&pod("steady", "edge-a", IDLE).to_string()).await?;
     let steady = runs(&cluster, &edge, "default", "steady").await?;
-    let operator = edge.data_dir().join("operator.json");
     let send = async |subject: &'static str, count| {
-        let file = operator.clone();
-        inside(&edge, async move || publish(&jetstream::new(own_server(&file).await?), subject, count).await)
-            .await
+        let operator = edge.operator()?;
+        inside(&edge, async move || publish(&operator.js(Account::Work).await?, subject, count).await).await
     };
     eventually("the reserve is there", 30, async || Ok(edge.data_dir().join("reserve").exists())).await?;
 
@@ -78,7 +75,7 @@ async fn a_full_disk_takes_telemetry_first_and_pods_never() -> anyhow::Result<()
     let filler = Filler::new(&edge);
     filler.leave(300 * MIB)?;
     eventually("telemetry has gone, and has a corner only", 30, async || {
-        let (messages, bound) = stream(&edge, &operator, STREAM_BULK).await?;
+        let (messages, bound) = stream(&edge, STREAM_BULK).await?;
         Ok(messages == 0 && bound <= MIB)
     })
     .await?;
@@ -89,7 +86,7 @@ async fn a_full_disk_takes_telemetry_first_and_pods_never() -> anyhow::Result<()
     let refused =
         eventually("producers are refused", 30, async || Ok(send("up.default.t", 1).await.err())).await?;
     assert!(format!("{refused:?}").contains("maximum bytes exceeded"), "{refused:?}");
-    let (waiting, _) = stream(&edge, &operator, STREAM_UPLINK).await?;
+    let (waiting, _) = stream(&edge, STREAM_UPLINK).await?;
     assert!(waiting >= 40, "nothing that was taken goes");
 
     // What the hub wants is done, and what the node has to say gets through.
@@ -113,16 +110,13 @@ async fn a_full_disk_takes_telemetry_first_and_pods_never() -> anyhow::Result<()
     told(&cluster, &["DiskFreed"], "edge-a").await?;
     eventually("producers are taken again", 60, async || Ok(send("up.default.t", 1).await.is_ok())).await?;
     eventually("streams and reserve are as they were", 60, async || {
-        let bounds = (
-            stream(&edge, &operator, STREAM_BULK).await?.1,
-            stream(&edge, &operator, STREAM_UPLINK).await?.1,
-        );
+        let bounds = (stream(&edge, STREAM_BULK).await?.1, stream(&edge, STREAM_UPLINK).await?.1);
         Ok(bounds == (128 * MIB, 256 * MIB) && edge.data_dir().join("reserve").exists())
     })
     .await?;
     send("bulk.default.t", 3).await?;
     let dropped = eventually("what went is counted", 60, async || {
-        let row = row(&cluster, STREAM_BULK).await?.context("the row")?;
+        let row = loss_of(&cluster, "edge-a", STREAM_BULK).await?.context("the row")?;
         let dropped = &row["dropped"];
         Ok((dropped["disk-full"].as_u64() > Some(0) && dropped["overflow"].as_u64() > Some(500))
             .then_some(()))

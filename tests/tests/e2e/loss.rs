@@ -1,47 +1,19 @@
 //! The proof of no loss can find one: a gap, a duplicate and a drop that are planted are each reported, and nothing else.
 
-use std::path::Path;
-
 use anyhow::Context;
+use async_nats::HeaderMap;
 use async_nats::jetstream::{self, stream};
-use async_nats::{Client, ConnectOptions, HeaderMap};
 use bus::module::Account;
 use schemas::envelope::header;
 use schemas::subject::{STREAM_BULK, STREAM_FROM, STREAM_UPLINK};
 use serde_json::Value;
 use tests::cluster::{Cluster, eventually};
 
-use crate::attack::as_node;
-use crate::support::{IDLE, edgewire, inside, pod, runs, told};
-
-/// The node's own server, in the workloads' account, as who has the machine.
-pub async fn own_server(operator: &Path) -> anyhow::Result<Client> {
-    let login: Value = serde_json::from_slice(&std::fs::read(operator)?)?;
-    let text = |name: &str| login[name].as_str().unwrap_or_default().to_owned();
-    let options = ConnectOptions::with_user_and_password(text("work_user"), text("work_password"));
-    Ok(options.custom_inbox_prefix(format!("_INBOX.{}", text("node"))).connect(text("url")).await?)
-}
-
-/// Publishes so many messages and waits for each to be acknowledged: their sequences.
-pub async fn publish(js: &jetstream::Context, subject: &str, count: u64) -> anyhow::Result<Vec<u64>> {
-    let mut sequences = Vec::new();
-    for n in 0..count {
-        let body = format!("{n} {}", "x".repeat(1_000));
-        sequences.push(js.publish(subject.to_owned(), body.into()).await?.await?.sequence);
-    }
-    Ok(sequences)
-}
+use crate::support::{IDLE, as_node, edgewire, inside, loss_of, pod, publish, runs, told};
 
 /// The report's row of a stream of the node.
-pub async fn row(cluster: &Cluster, stream: &str) -> anyhow::Result<Option<Value>> {
-    row_of(cluster, "edge-a", stream).await
-}
-
-pub async fn row_of(cluster: &Cluster, node: &str, stream: &str) -> anyhow::Result<Option<Value>> {
-    let report = edgewire(cluster, &["loss", "--node", node, "--json"]).await?.ok()?;
-    let report: Value = serde_json::from_str(&report)?;
-    let rows = report["streams"].as_array().context("rows")?;
-    Ok(rows.iter().find(|row| row["stream"] == stream).cloned())
+async fn row(cluster: &Cluster, stream: &str) -> anyhow::Result<Option<Value>> {
+    loss_of(cluster, "edge-a", stream).await
 }
 
 async fn row_with(cluster: &Cluster, stream: &str, lane: &str, received: u64) -> anyhow::Result<Value> {
@@ -63,10 +35,10 @@ async fn a_gap_a_duplicate_and_a_drop_are_each_reported() -> anyhow::Result<()> 
     cluster.apply(&pod("other", "edge-a", IDLE).to_string()).await?;
     runs(&cluster, &edge, "default", "other").await?;
 
-    let operator = edge.data_dir().join("operator.json");
-    let file = operator.clone();
+    let operator = edge.operator()?;
+    let again = operator.clone();
     let first = inside(&edge, async move || {
-        let js = jetstream::new(own_server(&file).await?);
+        let js = operator.js(Account::Work).await?;
         publish(&js, "bulk.default.t", 10).await?;
         publish(&js, "up.default.t", 20).await
     });
@@ -80,7 +52,7 @@ async fn a_gap_a_duplicate_and_a_drop_are_each_reported() -> anyhow::Result<()> 
     // more is sent than its stream holds.
     edge.cut()?;
     inside(&edge, async move || {
-        let js = jetstream::new(own_server(&operator).await?);
+        let js = again.js(Account::Work).await?;
         let sequences = publish(&js, "up.default.t", 5).await?;
         anyhow::ensure!(sequences == [21, 22, 23, 24, 25], "{sequences:?}");
         js.get_stream(STREAM_UPLINK).await?.delete_message(23).await?;

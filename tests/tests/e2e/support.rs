@@ -3,12 +3,18 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use async_nats::{Client, ConnectOptions, jetstream};
+use bus::module::Account;
+use schemas::subject;
 use serde_json::Value;
 pub use tests::cluster::inside;
 use tests::cluster::judge::Running;
 pub use tests::cluster::pods::{BUSYBOX, IDLE, pod, shell};
 pub use tests::cluster::readings::{acked, acked_more, all_arrived, sensor};
 use tests::cluster::{Cluster, Edge, Output, eventually, programs};
+
+/// A connection that takes longer than this is not made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Waits until the hub says that the pod runs; gives its container as `ctr` sees it.
 pub async fn runs(cluster: &Cluster, edge: &Edge, namespace: &str, pod: &str) -> anyhow::Result<Running> {
@@ -112,6 +118,38 @@ pub fn padding(seed: u64, count: usize) -> String {
         char::from(b'0' + (state >> 58) as u8)
     };
     (0..count).map(|_| next()).collect()
+}
+
+/// A raw client with the node's own credentials at the hub's bus, as who has the machine would use them.
+pub async fn as_node(cluster: &Cluster, edge: &Edge, account: Account) -> anyhow::Result<Client> {
+    let dir = edge.data_dir().join("hub");
+    let creds = dir.join(format!("{}.creds", account.as_str().to_lowercase()));
+    let client = ConnectOptions::with_credentials_file(creds)
+        .await?
+        .add_root_certificates(dir.join("ca.crt"))
+        .require_tls(true)
+        .custom_inbox_prefix(subject::inbox(edge.name()))
+        .connection_timeout(CONNECT_TIMEOUT);
+    let url = format!("tls://{}:{}", cluster.site().hub_address(), cluster.site().ports.bus);
+    client.connect(url).await.context("the node's own credentials")
+}
+
+/// Publishes so many messages of 1 kB and waits for each to be acknowledged: their sequences.
+pub async fn publish(js: &jetstream::Context, subject: &str, count: u64) -> anyhow::Result<Vec<u64>> {
+    let mut sequences = Vec::new();
+    for n in 0..count {
+        let body = format!("{n} {}", "x".repeat(1_000));
+        sequences.push(js.publish(subject.to_owned(), body.into()).await?.await?.sequence);
+    }
+    Ok(sequences)
+}
+
+/// What `edgewire loss` says of a stream of the node.
+pub async fn loss_of(cluster: &Cluster, node: &str, stream: &str) -> anyhow::Result<Option<Value>> {
+    let report = edgewire(cluster, &["loss", "--node", node, "--json"]).await?.ok()?;
+    let report: Value = serde_json::from_str(&report)?;
+    let rows = report["streams"].as_array().context("rows")?;
+    Ok(rows.iter().find(|row| row["stream"] == stream).cloned())
 }
 
 /// Every module of hub and nodes: `node/module`, state, restarts, last error.

@@ -2,16 +2,15 @@
 //! is restarted, nothing is lost, and each stop on the way is a place to stay.
 
 use anyhow::Context;
-use async_nats::jetstream;
+use bus::module::Account;
 use serde_json::json;
 use tests::cluster::judge::Running;
 use tests::cluster::programs::{self, Version};
 use tests::cluster::{Cluster, Edge, eventually};
 
-use crate::loss::{own_server, publish, row_of};
 use crate::support::{
-    IDLE, acked_more, agent_serves, all_arrived, edgewire, field_is, gone, inside, pod, runs, sensor,
-    the_same,
+    IDLE, acked_more, agent_serves, all_arrived, edgewire, field_is, gone, inside, loss_of, pod, publish,
+    runs, sensor, the_same,
 };
 
 /// What must go on at every stop of the way: a new pod runs and goes, an edit reaches the pod, messages arrive, and what ran
@@ -106,12 +105,11 @@ async fn from_the_state_before_to_this_one_and_back() -> anyhow::Result<()> {
     works(&cluster, both, "all of it is new").await?;
     // A node that was let in by the state before may do, by itself, what only this one knows.
     for edge in [&near, &away] {
-        let operator = edge.data_dir().join("operator.json");
-        let send =
-            async move || publish(&jetstream::new(own_server(&operator).await?), "bulk.demo.t", 5).await;
-        inside(edge, send).await?;
+        let operator = edge.operator()?;
+        inside(edge, async move || publish(&operator.js(Account::Work).await?, "bulk.demo.t", 5).await)
+            .await?;
         eventually("telemetry comes up", 60, async || {
-            Ok(row_of(&cluster, edge.name(), "BULK").await?.is_some())
+            Ok(loss_of(&cluster, edge.name(), "BULK").await?.is_some())
         })
         .await?;
         the_same(edge, if edge.name() == "edge-a" { &on_near } else { &on_away }, "with new keys")?;

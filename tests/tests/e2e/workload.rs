@@ -8,8 +8,8 @@ use async_nats::Message;
 use bus::connection::{Bus, Login, dial};
 use bus::module::Account;
 use futures::{Stream, StreamExt};
-use serde_json::{Value, json};
-use tests::cluster::{Cluster, Edge, eventually};
+use serde_json::json;
+use tests::cluster::{Cluster, Operator, eventually};
 
 use crate::support::{IDLE, gone, inside, pod, runs, sensor, the_same};
 
@@ -40,18 +40,6 @@ impl Credential {
         Self::parse(url, inbox)
     }
 
-    /// The node's operator's, in the workloads' account.
-    fn operator(edge: &Edge) -> anyhow::Result<Self> {
-        let file: Value =
-            serde_json::from_str(&std::fs::read_to_string(edge.data_dir().join("operator.json"))?)?;
-        let text = |name: &str| file[name].as_str().map(str::to_owned).context("operator.json");
-        Ok(Self {
-            url: text("url")?,
-            login: (text("work_user")?, text("work_password")?),
-            inbox: "_INBOX.judge".into(),
-        })
-    }
-
     async fn dial(&self) -> anyhow::Result<Bus> {
         let login = Login::Password { user: self.login.0.clone(), password: self.login.1.clone() };
         Ok(dial(&self.url, None, login, "e2e", self.inbox.clone(), Account::Work, "").await?)
@@ -70,12 +58,12 @@ async fn a_pod_reaches_its_namespaces_subjects_and_no_others() -> anyhow::Result
     cluster.apply(&pod("other", "edge-a", IDLE).to_string()).await?;
     runs(&cluster, &edge, "demo", "talker").await?;
     runs(&cluster, &edge, "default", "other").await?;
-    let (own, operator) = (Credential::of(&cluster, "demo", "talker").await?, Credential::operator(&edge)?);
+    let (own, operator) = (Credential::of(&cluster, "demo", "talker").await?, edge.operator()?);
     let other = Credential::of(&cluster, "default", "other").await?;
     anyhow::ensure!(own.login != other.login, "each pod has a login of its own");
     let theirs = own.clone();
     inside(&edge, async move || says(&theirs, &operator).await).await?;
-    let (mine, theirs, operator) = (own.clone(), other.clone(), Credential::operator(&edge)?);
+    let (mine, theirs, operator) = (own.clone(), other.clone(), edge.operator()?);
     inside(&edge, async move || hears(&mine, &theirs, &operator).await).await?;
     let mine = own.clone();
     inside(&edge, async move || no_raw_jetstream(&mine).await).await?;
@@ -129,8 +117,8 @@ async fn until(ears: &mut (impl Stream<Item = Message> + Unpin), last: &str) -> 
 }
 
 /// What a pod may say, by what the operator hears.
-async fn says(own: &Credential, operator: &Credential) -> anyhow::Result<()> {
-    let (bus, judge) = (own.dial().await?, operator.dial().await?);
+async fn says(own: &Credential, operator: &Operator) -> anyhow::Result<()> {
+    let (bus, judge) = (own.dial().await?, operator.dial(Account::Work).await?);
     let mut heard = judge.client().subscribe(">").await?;
     // A word of its own tells that the server has taken the subscription.
     judge.client().publish("local.ready", "".into()).await?;
@@ -161,8 +149,8 @@ async fn says(own: &Credential, operator: &Credential) -> anyhow::Result<()> {
 }
 
 /// What a pod may hear, by what others say.
-async fn hears(own: &Credential, other: &Credential, operator: &Credential) -> anyhow::Result<()> {
-    let (bus, judge) = (own.dial().await?, operator.dial().await?);
+async fn hears(own: &Credential, other: &Credential, operator: &Operator) -> anyhow::Result<()> {
+    let (bus, judge) = (own.dial().await?, operator.dial(Account::Work).await?);
     let mut ears = futures::stream::SelectAll::new();
     for filter in
         [">", "app.>", "app.default.>", "up.>", "local.default.>", "_INBOX.>", "app.demo.>", "local.demo.>"]

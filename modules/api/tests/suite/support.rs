@@ -381,11 +381,16 @@ impl Drop for Hub {
     }
 }
 
+/// How long a fact may take to become true on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(50);
+
 /// Waits for a fact.
 pub fn eventually(what: &str, mut fact: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + SOON;
     while !fact() {
         assert!(Instant::now() < until, "did not happen in time: {what}");
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(POLL);
     }
 }
