@@ -238,7 +238,8 @@ impl Hosted for Containers {
                 runner::done::<Self>(w, edge, incarnation, Done::RuntimeBack);
             });
         }
-        Containers::new(w.edges[edge].name.clone())
+        let store = format!("store-{}", w.unique());
+        Containers::new(w.edges[edge].name.clone(), store)
     }
     fn is_hosted(w: &World, edge: usize) -> bool {
         w.edges[edge].up
