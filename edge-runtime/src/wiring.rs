@@ -227,7 +227,7 @@ fn modules(
     let (name, address) = (node.clone(), config.address.clone().unwrap_or_default());
     host.module(spec(containers::MODULE, containers::flows(node)), move || {
         let rim = containers::ContainersRim::new(name.clone(), address.clone(), runtime.clone());
-        (containers::Containers::new(name.clone()), rim)
+        (containers::Containers::new(name.clone(), schemas::object::new_uid()), rim)
     });
 }
 

@@ -79,12 +79,15 @@ pub struct PodReport {
     pub name: String,
     /// UID of the pod: a report about another UID is never merged.
     pub uid: String,
-    /// Counts up for each report of this pod UID on this node, across restarts of everything.
+    /// Counts up for each report of this pod UID out of the same [`store`](Self::store), across restarts of everything.
     pub sequence: u64,
     /// `status` as Kubernetes has it (phase, conditions, containerStatuses, podIP, ...): replaces the object's.
     pub status: Value,
     /// The pod has been stopped for good and nothing of it is left on the node: the object may go.
     pub stopped: bool,
+    /// ID of the node's own store, made with it: another one counts anew. Empty from nodes that do not say it yet.
+    #[serde(default)]
+    pub store: String,
 }
 
 /// Something that happened, for people: becomes a Kubernetes Event. Event subject `ew.evt.<module>.<reason>`.

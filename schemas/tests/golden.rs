@@ -118,6 +118,7 @@ fn reports_keep_their_form() {
             sequence: 4,
             status: json!({"phase": "Running"}),
             stopped: false,
+            store: "s".into(),
         },
     );
     sample(
@@ -299,6 +300,24 @@ fn what_a_newer_version_added_is_passed_over() {
     }
     let bytes = schemas::encode(&Newer { revision: 9, desired: desired(), added_later: "x" });
     assert_eq!(schemas::decode::<Local>(&bytes).unwrap(), Local { revision: 9, desired: desired() });
+}
+
+#[test]
+fn a_pod_report_of_before_stores_were_named_is_read() {
+    #[derive(Serialize)]
+    struct Older {
+        node: &'static str,
+        namespace: &'static str,
+        name: &'static str,
+        uid: &'static str,
+        sequence: u64,
+        status: serde_json::Value,
+        stopped: bool,
+    }
+    let (node, namespace, name, uid, status) = ("n", "demo", "a", "u", json!({}));
+    let older = Older { node, namespace, name, uid, sequence: 4, status, stopped: true };
+    let read: PodReport = schemas::decode(&schemas::encode(&older)).unwrap();
+    assert_eq!((read.sequence, read.store.as_str()), (4, ""));
 }
 
 #[test]

@@ -36,6 +36,8 @@ type Effects = Vec<Effect<Act>>;
 /// The module's state.
 pub struct Containers {
     node: NodeName,
+    /// ID of our own store: reports are numbered within it.
+    store: String,
     /// The node's address, as the last list said.
     host_ip: String,
     pods: BTreeMap<String, PodState>,
@@ -62,10 +64,11 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// A module on `node`.
-    pub fn new(node: NodeName) -> Self {
+    /// A module on `node`. `store` is random, new with every start: the ID of its store, if that is a new one.
+    pub fn new(node: NodeName, store: String) -> Self {
         Self {
             node,
+            store,
             host_ip: String::new(),
             pods: BTreeMap::new(),
             data: BTreeMap::new(),
@@ -210,6 +213,8 @@ impl Module for Containers {
 
     fn restore(&mut self, saved: Vec<(String, Vec<u8>)>, _now: Timestamp) -> Effects {
         let mut out = Effects::new();
+        let mut store = None;
+        let mut whole = true;
         for (key, value) in saved {
             let unreadable =
                 |reason: String, payload: Vec<u8>| Effect::Dead { subject: key.clone(), payload, reason };
@@ -217,8 +222,13 @@ impl Module for Containers {
                 let pod = schemas::decode::<PodRecord>(&value).map_err(|e| e.to_string());
                 match pod.and_then(|record| PodState::new(record).map_err(|e| e.to_string())) {
                     Ok(pod) => drop(self.pods.insert(pod.record.uid().to_owned(), pod)),
-                    Err(reason) => out.push(unreadable(reason, value)),
+                    Err(reason) => {
+                        whole = false;
+                        out.push(unreadable(reason, value));
+                    }
                 }
+            } else if key == tell::STORE_KEY {
+                store = schemas::decode(&value).ok();
             } else if key == rewound::KEY {
                 self.rewound.restore(&value);
             } else if key == rewound::SAID_KEY {
@@ -231,6 +241,14 @@ impl Module for Containers {
                     }
                     Err(error) => out.push(unreadable(error.to_string(), value)),
                 }
+            }
+        }
+        // Where a pod's record is lost nobody knows how far its reports were numbered: that counts as another store.
+        match store.filter(|_| whole) {
+            Some(store) => self.store = store,
+            None => {
+                let (key, value) = (tell::STORE_KEY.to_owned(), schemas::encode(&self.store));
+                out.push(Effect::Save { key, value });
             }
         }
         self.list(&mut out);

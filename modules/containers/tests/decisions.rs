@@ -8,6 +8,7 @@
 )]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bus::module::{Effect, Entry, EntryValue, Input, Message, Module};
 use containers::Containers;
@@ -42,8 +43,11 @@ struct World {
     now: Timestamp,
 }
 
+/// Each with another ID for its store, as in edge-runtime.
 fn module() -> Containers {
-    Containers::new(NodeName::new("n1").unwrap())
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let store = format!("store-{}", MADE.fetch_add(1, Ordering::Relaxed));
+    Containers::new(NodeName::new("n1").unwrap(), store)
 }
 
 impl World {
@@ -426,6 +430,45 @@ fn a_clock_that_was_set_back_holds_nothing_up() {
     let gone = world.reports.iter().skip(before).find(|report| report.uid == "u2");
     let gone = gone.map(|report| (report.sequence > said.unwrap(), report.status["reason"].clone()));
     assert_eq!(gone, Some((true, json!("DeletedBefore"))));
+}
+
+/// The hub compares sequences within one store: its ID is kept as long as what was numbered is known.
+#[test]
+fn a_store_has_one_id_until_something_of_it_is_lost() {
+    for lost in ["nothing", "all", "pod.u1", "store"] {
+        let mut world = World::new();
+        world.pod("u1", 1, one());
+        let first = world.last().store.clone();
+        assert!(!first.is_empty());
+        match lost {
+            "nothing" => {}
+            "all" => world.saved.clear(),
+            key => drop(world.saved.insert(key.into(), b"\xc1".to_vec())),
+        }
+        world.boot();
+        world.pod("u1", 1, one());
+        world.exits("u1", "main", 1);
+        assert_eq!(world.last().store == first, lost == "nothing", "{lost} is lost");
+        let second = world.last().store.clone();
+        world.boot();
+        world.exits("u1", "main", 1);
+        assert_eq!(world.last().store, second, "it is kept from then on");
+    }
+}
+
+/// Its record is gone with it; what the hub has merged of it may be above what the clock now shows.
+#[test]
+fn a_pod_that_comes_back_goes_on_with_its_numbers() {
+    let mut world = World::new();
+    world.pod("u1", 1, one());
+    world.tombstone("u1");
+    world.wait(1_000);
+    assert!(world.module.pods().is_empty());
+    let said = world.last().sequence;
+    world.now = T0;
+    world.boot();
+    world.pod("u1", 100, one());
+    assert!(world.last().sequence > said, "{} after {said}", world.last().sequence);
 }
 
 #[test]

@@ -250,7 +250,7 @@ impl Agent {
             let (durable, _) = Durable::open(&state).unwrap();
             let handles = connector.handles(spec.name, &spec.flows).await.unwrap();
             let rim = ContainersRim::new(self::node(), "192.0.2.7".into(), config);
-            let module = Containers::new(self::node());
+            let module = Containers::new(self::node(), "store".to_owned());
             let ended =
                 runner::run(&spec, module, rim, handles, &durable, token, || up.send(()).unwrap()).await;
             ended.unwrap();

@@ -192,9 +192,8 @@ impl Nodes {
         if report.node != node.as_str() || original != subject::report("sync", "node", &[node.as_str()]) {
             return dead(format!("node {node} may report of itself only, not of {:?}", report.node));
         }
-        let live_boot = self.beats.get(node.as_str()).map(|beat| beat.boot_id.as_str());
         let held = self.known.get(node.as_str());
-        if held.is_some_and(|held| !merge::is_news(held, &report, live_boot)) {
+        if held.is_some_and(|held| !merge::is_news(held, &report, delivery.sequence)) {
             return Vec::new();
         }
         let mut object = match held {
@@ -204,7 +203,7 @@ impl Nodes {
                 merge::new_object(&node, uid(&self.seed, self.uids_made, node.as_str()), now)
             }
         };
-        merge::merge(&mut object, &report, now);
+        merge::merge(&mut object, &report, delivery.sequence, now);
         self.judge(&mut object, now);
         // Without an object in sight the write must find none. If there is one after all (the watch is behind, or not
         // yet current), it conflicts, and the report comes again.

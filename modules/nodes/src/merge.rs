@@ -15,13 +15,16 @@ pub const SEQUENCE: &str = "edgewire.io/report-sequence";
 /// Annotation: [`NodeReport::boot_id`] of the last report that was merged.
 pub const BOOT_ID: &str = "edgewire.io/boot-id";
 
-/// Is the report newer than the object? A node whose disk was wiped counts from the start again: its report is news
-/// when it comes from the boot that now sends heartbeats (`live_boot`) and that boot was not merged before.
-pub fn is_news(object: &Object, report: &NodeReport, live_boot: Option<&str>) -> bool {
-    let merged: u64 = object.annotation(SEQUENCE).and_then(|text| text.parse().ok()).unwrap_or(0);
-    report.sequence > merged
-        || (live_boot == Some(report.boot_id.as_str())
-            && object.annotation(BOOT_ID) != Some(report.boot_id.as_str()))
+/// Annotation: where in UP that report stood.
+pub const ARRIVAL: &str = "edgewire.io/report-arrival";
+
+/// Is the report newer than the object? A node whose disk was wiped counts from the start again: its report is news when
+/// it is of another boot and came (`arrival`: its sequence in UP) after what was merged. Reports arrive in order; what
+/// failed is delivered again.
+pub fn is_news(object: &Object, report: &NodeReport, arrival: u64) -> bool {
+    let merged = |name: &str| object.annotation(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let other_boot = object.annotation(BOOT_ID) != Some(report.boot_id.as_str());
+    report.sequence > merged(SEQUENCE) || other_boot && arrival > merged(ARRIVAL)
 }
 
 /// A Node object that nothing is known of yet.
@@ -35,7 +38,7 @@ pub fn new_object(node: &NodeName, uid: String, now: Timestamp) -> Object {
 }
 
 /// Brings the report into the object.
-pub fn merge(object: &mut Object, report: &NodeReport, now: Timestamp) {
+pub fn merge(object: &mut Object, report: &NodeReport, arrival: u64, now: Timestamp) {
     for (name, value) in &report.labels {
         if object.label(name).is_none() {
             object.set(&["metadata", "labels", name], value.as_str());
@@ -43,6 +46,7 @@ pub fn merge(object: &mut Object, report: &NodeReport, now: Timestamp) {
     }
     object.set(&["metadata", "annotations", SEQUENCE], report.sequence.to_string());
     object.set(&["metadata", "annotations", BOOT_ID], report.boot_id.as_str());
+    object.set(&["metadata", "annotations", ARRIVAL], arrival.to_string());
     object.set(&["status", "nodeInfo"], report.node_info.clone());
     for (field, resources) in [("capacity", &report.capacity), ("allocatable", &report.allocatable)] {
         let resources: Map<String, Value> =

@@ -64,9 +64,13 @@ fn delivery(report: &NodeReport) -> Input<Never> {
 }
 
 fn delivered(subject: &str, payload: Vec<u8>) -> Input<Never> {
+    delivered_at(7, subject, payload)
+}
+
+fn delivered_at(arrival: u64, subject: &str, payload: Vec<u8>) -> Input<Never> {
     Input::Delivery(Delivery {
         stream: "UP".into(),
-        sequence: 1,
+        sequence: arrival,
         subject: subject.into(),
         headers: Default::default(),
         payload,
@@ -252,18 +256,25 @@ fn a_started_hub_gives_every_node_a_full_grace() {
 
 #[test]
 fn only_newer_reports_are_merged_and_a_wiped_node_may_count_anew() {
-    for (boot, sequence, live, merged) in [
-        ("b1", 5, "b1", false),
-        ("b1", 4, "b1", false),
-        ("b1", 6, "b1", true),
-        ("b2", 1, "b2", true),
-        ("b2", 1, "b1", false),
-        ("b2", 6, "b1", true),
+    let subject = "ew.in.n1.state.ew.rep.sync.node.n1";
+    // The one that was merged: boot b1, sequence 5, at 7 in UP.
+    for (boot, sequence, arrival, merged) in [
+        ("b1", 5, 8, false),
+        ("b1", 4, 8, false),
+        ("b1", 6, 8, true),
+        ("b2", 1, 8, true),
+        // Delivered again, after what came later.
+        ("b2", 1, 6, false),
+        // UP itself was made anew.
+        ("b2", 6, 1, true),
     ] {
-        let (mut nodes, _) = ready();
-        nodes.apply(heartbeat(live, 2), at(40));
-        let effects = nodes.apply(delivery(&report(boot, sequence)), at(50));
-        assert_eq!(writes(&effects) == 1, merged, "{boot} {sequence} {live}");
+        let (_, object) = ready();
+        // No heartbeat was heard yet: a hub that was just started.
+        let mut nodes = started();
+        nodes.apply(entry(&object, 7), at(40));
+        let effects =
+            nodes.apply(delivered_at(arrival, subject, schemas::encode(&report(boot, sequence))), at(50));
+        assert_eq!(writes(&effects) == 1, merged, "{boot} {sequence} {arrival}");
     }
 }
 

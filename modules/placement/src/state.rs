@@ -16,6 +16,7 @@ use schemas::subject::{self, BUCKET_DESIRED, BUCKET_OBJECTS, DesiredKey, KEY_LIN
 
 use crate::entries::{Change, Entries, stamped};
 use crate::known::{Fate, Objects};
+use crate::status::Arrived;
 use crate::{DESIRED_FILTER, NAME, PLURALS, RELEASE, answer, objects_filter, status};
 
 /// Writes of entries that are under way at once; the rest waits its turn.
@@ -38,7 +39,7 @@ pub struct Placement {
     later: BTreeSet<NodeName>,
     later_pods: BTreeSet<ObjectKey>,
     /// The newest report of a pod that lost against another writer.
-    latest: BTreeMap<ObjectKey, PodReport>,
+    latest: BTreeMap<ObjectKey, Arrived>,
     orphans: BTreeMap<NodeName, BTreeSet<DesiredKey>>,
     unknown_reports: u64,
     tokens_made: u64,
@@ -51,7 +52,7 @@ struct Write {
 
 enum What {
     Entry { node: NodeName, change: Change },
-    Status { key: ObjectKey, object: Object, report: PodReport },
+    Status { key: ObjectKey, object: Object, report: Arrived },
     Remove { key: ObjectKey, object: Object },
 }
 
@@ -223,13 +224,15 @@ impl Placement {
             return vec![Effect::put(BUCKET_OBJECTS, key.key(), Vec::new(), Expect::Revision(NEVER), 0)];
         }
         match self.objects.get(&key).filter(|known| known.uid == report.uid) {
-            Some(known) if known.node.as_ref() == Some(&node) => self.pod_reported(&key, report, now),
+            Some(known) if known.node.as_ref() == Some(&node) => {
+                self.pod_reported(&key, Arrived { report, arrival: delivery.sequence }, now)
+            }
             Some(known) if known.node.is_some() => dead(format!("the pod is not on node {node}")),
             _ => self.unknown_reported(&node, &report, now),
         }
     }
 
-    fn pod_reported(&mut self, key: &ObjectKey, report: PodReport, now: Timestamp) -> Effects {
+    fn pod_reported(&mut self, key: &ObjectKey, report: Arrived, now: Timestamp) -> Effects {
         let pod = self.objects.get(key).and_then(|known| known.whole.as_ref());
         match pod.and_then(|pod| status::merge(pod, &report)) {
             Some(merged) => vec![self.put_pod(key, merged, report, now)],
@@ -238,7 +241,7 @@ impl Placement {
         }
     }
 
-    fn put_pod(&mut self, key: &ObjectKey, pod: Object, report: PodReport, now: Timestamp) -> Effect<Never> {
+    fn put_pod(&mut self, key: &ObjectKey, pod: Object, report: Arrived, now: Timestamp) -> Effect<Never> {
         let expect = Expect::Revision(pod.revision());
         let value = pod.to_bytes();
         if status::may_go(&pod) {
@@ -377,9 +380,9 @@ impl Placement {
         }
     }
 
-    fn keep_latest(&mut self, key: &ObjectKey, report: PodReport) {
-        let newer =
-            self.latest.get(key).is_none_or(|kept| kept.uid != report.uid || kept.sequence < report.sequence);
+    fn keep_latest(&mut self, key: &ObjectKey, report: Arrived) {
+        let kept = self.latest.get(key);
+        let newer = kept.is_none_or(|kept| kept.report.uid != report.report.uid || report.is_after(kept));
         if newer {
             self.latest.insert(key.clone(), report);
         }

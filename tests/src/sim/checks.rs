@@ -1,5 +1,7 @@
 //! What must hold: some of it at every step, the rest when the world has healed and come to rest.
 
+mod ends;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bus::durable::Owed;
@@ -17,6 +19,8 @@ use super::planted::{desired_of, local_of};
 use super::server::{HUB, ORIGIN};
 use super::users::{self, LABEL, VERSION};
 use super::world::World;
+use ends::Ends;
+pub use ends::{lost_local, stopped};
 
 /// What Edgewire promises, as the simulator holds it to. The first group at every step, the rest once all has healed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,14 +84,12 @@ pub struct Checks {
     pub dead: u64,
     waiting: BTreeSet<String>,
     stored: u64,
-    reports: BTreeMap<(String, u64), Value>,
+    reports: BTreeMap<(String, u64), Vec<Value>>,
     last_report: BTreeMap<String, PodReport>,
     owed: BTreeSet<String>,
     doomed: BTreeSet<String>,
     edited: BTreeSet<String>,
-    stopped: BTreeSet<(usize, String)>,
-    /// Nodes that lost their disk and are not back: what ends there now, nobody will remember.
-    forgetful: BTreeSet<usize>,
+    ends: Ends,
     runs: BTreeMap<(usize, String, String), bool>,
     attempts: BTreeMap<(usize, String, String), u32>,
     files: BTreeMap<(usize, String), BTreeMap<String, Data>>,
@@ -120,7 +122,7 @@ impl Checks {
 
     /// A container was started.
     pub fn started(&mut self, edge: usize, uid: &str, container: &str, attempt: u32) {
-        if self.stopped.contains(&(edge, uid.to_owned())) {
+        if self.ends.has(edge, uid) {
             self.fail(
                 Invariant::StoppedForGood,
                 format!("pod {uid} was started again on node {edge} after it was stopped for good"),
@@ -162,18 +164,6 @@ impl Checks {
         let of = format!("{} ", edge + 1);
         self.waiting.retain(|waiting| !waiting.starts_with(&of));
         self.owed.retain(|owed| !owed.starts_with(&of));
-        self.lost_local(edge);
-        self.forgetful.insert(edge);
-    }
-
-    /// The node no longer knows what it stopped: a hub that was restored from before the deletion may have it again.
-    pub fn lost_local(&mut self, edge: usize) {
-        self.stopped.retain(|(at, _)| *at != edge);
-    }
-
-    /// The node is back, and keeps what it does from now on.
-    pub fn powered_on(&mut self, edge: usize) {
-        self.forgetful.remove(&edge);
     }
 
     /// A container is stopped, to be started anew.
@@ -183,19 +173,6 @@ impl Checks {
                 Invariant::NothingReplacedUnasked,
                 format!("an unchanged container of pod {uid} is restarted on node {edge}"),
             );
-        }
-    }
-
-    /// A pod is stopped for good.
-    pub fn stopped(&mut self, edge: usize, uid: &str) {
-        if !self.doomed.contains(uid) {
-            self.fail(
-                Invariant::NothingStoppedUnasked,
-                format!("pod {uid} is stopped on node {edge}, and nobody deleted it"),
-            );
-        }
-        if !self.forgetful.contains(&edge) {
-            self.stopped.insert((edge, uid.to_owned()));
         }
     }
 
@@ -212,7 +189,8 @@ pub fn owed(w: &mut World, at: usize, owed: &Owed) {
     }
     if let Ok(report) = schemas::decode::<PodReport>(&owed.payload) {
         let of = (report.uid.clone(), report.sequence);
-        w.checks.reports.insert(of, report.status.clone());
+        // Two stores of one node may give the same number.
+        w.checks.reports.entry(of).or_default().push(report.status.clone());
         w.checks.last_report.insert(report.uid.clone(), report);
     }
 }
@@ -309,7 +287,11 @@ fn version(object: &Object) -> u64 {
 fn local_written(w: &mut World, edge: usize, before: Option<&Stored>, stored: &Stored) {
     let read = |stored: &Stored| schemas::decode::<Local>(&stored.payload).ok();
     let before = before.filter(|before| !before.is_tombstone()).and_then(read);
-    let (Some(before), Some(after)) = (before, read(stored)) else { return };
+    let after = read(stored);
+    if let Some(Content::Object(told)) = after.as_ref().map(|local| &local.desired.content) {
+        w.checks.ends.told_anew(edge, told);
+    }
+    let (Some(before), Some(after)) = (before, after) else { return };
     if let (Content::Object(before), Content::Object(after)) =
         (&before.desired.content, &after.desired.content)
     {
@@ -348,14 +330,14 @@ fn object_written(w: &mut World, before: Option<&Stored>, stored: &Stored) {
     let old = before.filter(|before| !before.is_tombstone());
     let old = old.and_then(|before| Object::from_bytes(&before.payload, 0).ok());
     let merged = |pod: &Object| {
-        pod.annotation(placement::status::SEQUENCE).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0)
+        let number = |name: &str| pod.annotation(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        (number(placement::status::SEQUENCE), number(placement::status::ARRIVAL))
     };
-    let sequence = merged(&object);
-    if old.as_ref().map_or(0, merged) == sequence {
+    if old.as_ref().map_or((0, 0), merged) == merged(&object) {
         return;
     }
-    let reported = w.checks.reports.get(&(object.uid().to_owned(), sequence));
-    let same = reported.is_some_and(|status| same_status(&object, status));
+    let reported = w.checks.reports.get(&(object.uid().to_owned(), merged(&object).0));
+    let same = reported.is_some_and(|reported| reported.iter().any(|status| same_status(&object, status)));
     if !same {
         w.checks.fail(
             Invariant::StatusIsTheNodes,

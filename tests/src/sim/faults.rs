@@ -50,7 +50,13 @@ pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
             w.after(pause, move |w| node::power_on(w, edge));
         }
         57..60 => lose_local(w, edge, pause),
-        60..61 => node::lose_disk(w, edge, pause),
+        60..61 => {
+            node::lose_disk(w, edge, pause);
+            // A machine that is set up anew has no time before it has a network.
+            if w.random.per_mille(500) {
+                set_clock_to(w, edge + 1, -EPOCH_MS);
+            }
+        }
         61..65 => {
             node::containerd(w, edge, false);
             w.after(pause, move |w| node::containerd(w, edge, true));
@@ -92,13 +98,18 @@ pub fn strike(w: &mut World, hub_may_be_replaced: bool) {
 
 /// A machine's clock leaps: as one without a battery does, as summer time does on the wrong kind of clock, far ahead, or right.
 fn set_clock(w: &mut World, at: usize) {
-    w.servers[at].clock_off_ms = match w.random.below(5) {
+    let off_ms = match w.random.below(5) {
         0 => -EPOCH_MS,
         1 => -HOUR_MS,
         2 => 5 * 365 * 24 * HOUR_MS,
         3 => 30 * 1_000,
         _ => 0,
     };
+    set_clock_to(w, at, off_ms);
+}
+
+fn set_clock_to(w: &mut World, at: usize, off_ms: i64) {
+    w.servers[at].clock_off_ms = off_ms;
     let shows = w.now(at);
     w.tell(|| format!("the clock of machine {at} is set to {}", shows.rfc3339()));
 }
@@ -112,7 +123,6 @@ fn lose_local(w: &mut World, edge: usize, pause: u64) {
         node::stop(w, edge);
     }
     server::stop(w, edge + 1);
-    w.checks.lost_local(edge);
     let name = subject::bucket_stream(subject::BUCKET_LOCAL);
     if all {
         w.servers[edge + 1].server.remove(&name);
@@ -123,6 +133,7 @@ fn lose_local(w: &mut World, edge: usize, pause: u64) {
             stream.purge(">", until);
         }
     }
+    super::checks::lost_local(w, edge);
     w.after(pause, move |w| node::power_on(w, edge));
 }
 

@@ -212,6 +212,9 @@ impl Hosted for Placement {
             (Some(Planted::MissingUidCheck), Input::Delivery(delivery)) => {
                 vec![Input::Delivery(super::planted::of_the_present_uid(w, delivery))]
             }
+            (Some(Planted::StoreIgnored), Input::Delivery(delivery)) => {
+                vec![Input::Delivery(super::planted::of_any_store(delivery))]
+            }
             (_, input) => vec![input],
         }
     }

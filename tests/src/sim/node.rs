@@ -134,12 +134,12 @@ pub fn lose_disk(w: &mut World, edge: usize, pause: u64) {
     w.edges[edge].sync = Runner::default();
     w.edges[edge].containers = Runner::default();
     w.checks.lost_disk(edge);
+    super::checks::lost_local(w, edge);
     w.after(pause, move |w| power_on(w, edge));
 }
 
 /// The machine is back.
 pub fn power_on(w: &mut World, edge: usize) {
-    w.checks.powered_on(edge);
     server::start(w, edge + 1);
     start(w, edge);
 }
@@ -238,7 +238,8 @@ impl Hosted for Containers {
                 runner::done::<Self>(w, edge, incarnation, Done::RuntimeBack);
             });
         }
-        Containers::new(w.edges[edge].name.clone())
+        let store = format!("store-{}", w.unique());
+        Containers::new(w.edges[edge].name.clone(), store)
     }
     fn is_hosted(w: &World, edge: usize) -> bool {
         w.edges[edge].up
@@ -311,7 +312,7 @@ fn carry_out(w: &mut World, edge: usize, act: Act) -> Option<Done> {
                 return Some(Done::Stopped { uid, result: Err(away()) });
             }
             w.tell(|| format!("pod {uid:.8} on node {edge} is stopped"));
-            w.checks.stopped(edge, &uid);
+            super::checks::stopped(w, edge, &uid);
             let containerd = &w.edges[edge].containerd;
             let ours = containerd.containers.values().filter(|container| container.pod_uid == uid);
             let ids: Vec<String> = ours.map(|container| container.id.clone()).collect();

@@ -48,6 +48,8 @@ pub enum Planted {
     ClockTrusted,
     /// Reports are numbered by the clock alone.
     ClockAsSequence,
+    /// Reports of a node whose store was lost are compared with those out of the old one.
+    StoreIgnored,
     /// A write that somebody else was faster than is taken for done.
     ConflictTakenForWritten,
     /// Modules write over whatever is there.
@@ -87,6 +89,14 @@ pub fn of_the_present_uid(w: &World, mut delivery: Delivery) -> Delivery {
     delivery.subject = delivery.subject.replace(&report.uid, pod.uid());
     report.uid = pod.uid().to_owned();
     delivery.payload = schemas::encode(&report);
+    delivery
+}
+
+/// A report as one that does not say out of which store it is.
+pub fn of_any_store(mut delivery: Delivery) -> Delivery {
+    if let Ok(report) = schemas::decode::<PodReport>(&delivery.payload) {
+        delivery.payload = schemas::encode(&PodReport { store: String::new(), ..report });
+    }
     delivery
 }
 

@@ -23,6 +23,8 @@ use sending::{pay, send};
 const BACK_OFF: u64 = 200 * MS;
 /// A delivery whose effects failed comes again after so long times its attempt.
 const RETRY_STEP_MS: u64 = 50;
+/// With the planted bug: what is to be kept is written so much later.
+const LATE_FLUSH: u64 = 2_000 * MS;
 /// Inputs applied at once.
 const SLICE_MAX: u64 = 8;
 
@@ -332,7 +334,7 @@ fn carry_out<M: Hosted>(w: &mut World, index: usize, incarnation: u64, slice: Re
     let late = flush && w.planted == Some(Planted::ActBeforeFlush);
     if late {
         let changes = changes.clone();
-        w.after(300 * MS, move |w| {
+        w.after(LATE_FLUSH, move |w| {
             if is_current::<M>(w, index, incarnation) {
                 commit::<M>(w, index, changes);
                 pay::<M>(w, index, incarnation);

@@ -143,7 +143,7 @@ fn the_hubs_modules() {
 fn the_nodes_modules() {
     let of = node();
     module("sync", &sync::edge::flows(&of), || sync::edge::Sync::new(node(), "b".into(), Vec::new()));
-    module("containers", &containers::flows(&of), || containers::Containers::new(node()));
+    module("containers", &containers::flows(&of), || containers::Containers::new(node(), "s".to_owned()));
     module("credentials", &credentials::flows(), || credentials::Credentials::new(node()));
     module("identity on a node", &identity::edge::flows(&of), || identity::edge::Membership::new(node()));
 }

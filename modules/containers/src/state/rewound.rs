@@ -47,6 +47,10 @@ impl Rewound {
         self.said = schemas::decode(saved).unwrap_or_default();
     }
 
+    pub(super) fn said(&self) -> u64 {
+        self.said
+    }
+
     /// The last report of a pod that is gone had that sequence. Gives what is to be kept.
     pub(super) fn said_last(&mut self, sequence: u64) -> Option<Effect<Act>> {
         let higher = sequence > self.said;
@@ -119,9 +123,10 @@ impl Containers {
             sequence,
             status: gone_status(now),
             stopped: true,
+            store: self.store.clone(),
         };
         let parts = [report.namespace.as_str(), report.name.as_str(), report.uid.as_str()];
-        let id = format!("{}/{sequence}/gone", key.uid);
+        let id = format!("{}/{}/{sequence}/gone", key.uid, self.store);
         out.push(Effect::Report {
             subject: subject::report(MODULE, "pod", &parts),
             headers: envelope::headers(self.node.as_str(), MODULE, "PodReport", &id, now),

@@ -12,6 +12,9 @@ use crate::record::POD_PREFIX;
 use crate::runtime::image::data_hex;
 use crate::status::status_of;
 
+/// Saved under this: the ID of our store.
+pub(super) const STORE_KEY: &str = "store";
+
 impl Containers {
     pub(super) fn save(&mut self, uid: &str, out: &mut Effects) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
@@ -34,9 +37,11 @@ impl Containers {
         let said = data_hex(&Sha256::digest(format!("{stopped}{status}")));
         if said != pod.record.reported {
             pod.record.reported = said;
-            // From the clock, so that it goes on upwards after our store was lost.
+            // Above all that was said of a pod that went, too: it may be this one, come back. From the clock for hubs
+            // that do not know of stores.
             let by_clock = u64::try_from(now.0).unwrap_or(0);
-            pod.record.report_sequence = pod.record.report_sequence.saturating_add(1).max(by_clock);
+            let last = pod.record.report_sequence.max(self.rewound.said());
+            pod.record.report_sequence = last.saturating_add(1).max(by_clock);
             let (object, sequence) = (&pod.record.object, pod.record.report_sequence);
             let report = PodReport {
                 node: self.node.to_string(),
@@ -46,6 +51,7 @@ impl Containers {
                 sequence,
                 status,
                 stopped,
+                store: self.store.clone(),
             };
             let parts = [report.namespace.as_str(), report.name.as_str(), uid];
             out.push(Effect::Report {
@@ -54,7 +60,7 @@ impl Containers {
                     self.node.as_str(),
                     MODULE,
                     "PodReport",
-                    &format!("{uid}/{sequence}"),
+                    &format!("{uid}/{}/{sequence}", self.store),
                     now,
                 ),
                 payload: schemas::encode(&report),

@@ -4,7 +4,7 @@ use bus::module::Module;
 use schemas::report::PodReport;
 use serde_json::json;
 
-use crate::world::{World, delivered, delivery, pod, status};
+use crate::world::{World, arrived, delivered, delivery, pod, status};
 
 fn scheduled() -> World {
     let mut world = World::new();
@@ -57,6 +57,68 @@ fn old_reports_are_not_merged_also_after_a_restart() {
         }
         world.report(&status("a", "1", 8, "Failed"));
         assert_eq!(world.object("pods", "a").unwrap().text(&["status", "phase"]), "Failed");
+    }
+}
+
+/// A node that lost its store numbers its reports anew, from a clock that may be behind.
+#[test]
+fn a_sequence_counts_within_one_store_and_the_arrival_between_two() {
+    // Merged before: sequence 9 at 5 in UP, out of store "a", or of a node that does not name its store.
+    for (merged, store, sequence, arrival, newer) in [
+        ("a", "a", 10, 6, true),
+        ("a", "a", 9, 6, false),
+        ("a", "a", 8, 6, false),
+        // UP was made anew meanwhile: the store's own count is enough.
+        ("a", "a", 10, 1, true),
+        ("a", "b", 1, 6, true),
+        ("a", "b", 99, 4, false),
+        ("", "", 10, 6, true),
+        ("", "", 1, 6, false),
+        // The node was updated, or put back to what it was.
+        ("", "a", 1, 6, true),
+        ("a", "", 1, 6, true),
+        ("a", "", 99, 4, false),
+    ] {
+        for restart in [false, true] {
+            let of = |store: &str, sequence, phase| PodReport {
+                store: store.into(),
+                ..status("a", "1", sequence, phase)
+            };
+            let mut world = scheduled();
+            world.arrives(5, &of(merged, 9, "Pending"));
+            if restart {
+                world.start();
+            }
+            world.arrives(arrival, &of(store, sequence, "Running"));
+            let phase = world.object("pods", "a").unwrap().text(&["status", "phase"]).to_owned();
+            assert_eq!(phase == "Running", newer, "{merged:?} then {store:?} {sequence} at {arrival}");
+            // It counts on from there.
+            world.arrives(arrival + 1, &of(store, sequence + 1, "Failed"));
+            let phase = world.object("pods", "a").unwrap().text(&["status", "phase"]).to_owned();
+            if newer {
+                assert_eq!(phase, "Failed", "{merged:?} then {store:?} {sequence} at {arrival}");
+            }
+        }
+    }
+}
+
+/// What lost against another writer waits for the newer version of the object: the one that was said last.
+#[test]
+fn of_two_stores_reports_that_wait_the_later_one_is_merged() {
+    for arrivals in [[3, 4], [4, 3]] {
+        let mut world = scheduled();
+        let mut edited = world.object("pods", "a").unwrap();
+        edited.set(&["metadata", "labels", "team"], "x");
+        let value = bus::module::EntryValue::Put(edited.to_bytes());
+        world.write("objects", "=.pods.default.a", value, bus::module::Expect::Any).unwrap();
+        for arrival in arrivals {
+            let (store, sequence, phase) =
+                if arrival == 3 { ("old", 9, "Pending") } else { ("new", 1, "Running") };
+            let report = PodReport { store: store.into(), ..status("a", "1", sequence, phase) };
+            assert!(!world.apply(arrived(arrival, &report)), "not acknowledged");
+        }
+        world.settle();
+        assert_eq!(world.object("pods", "a").unwrap().text(&["status", "phase"]), "Running", "{arrivals:?}");
     }
 }
 

@@ -202,8 +202,13 @@ impl World {
 
     /// Delivers a report until it is acknowledged, as the runner does.
     pub fn report(&mut self, report: &PodReport) {
+        self.arrives(1, report);
+    }
+
+    /// The same, of one that stands at `arrival` in UP.
+    pub fn arrives(&mut self, arrival: u64, report: &PodReport) {
         for _ in 0..10 {
-            if self.apply(delivery(report)) {
+            if self.apply(arrived(arrival, report)) {
                 self.settle();
                 return;
             }
@@ -302,21 +307,31 @@ pub fn status(name: &str, uid: &str, sequence: u64, phase: &str) -> PodReport {
         sequence,
         status: json!({"phase": phase, "conditions": [{"type": "Ready", "status": "True"}]}),
         stopped: false,
+        store: String::new(),
     }
 }
 
 pub fn delivery(report: &PodReport) -> Input<Never> {
+    arrived(1, report)
+}
+
+pub fn arrived(arrival: u64, report: &PodReport) -> Input<Never> {
     let PodReport { node, namespace, name, uid, .. } = report;
-    delivered(
+    delivered_at(
+        arrival,
         &format!("ew.in.{node}.state.ew.rep.containers.pod.{namespace}.{name}.{uid}"),
         schemas::encode(report),
     )
 }
 
 pub fn delivered(subject: &str, payload: Vec<u8>) -> Input<Never> {
+    delivered_at(1, subject, payload)
+}
+
+fn delivered_at(arrival: u64, subject: &str, payload: Vec<u8>) -> Input<Never> {
     Input::Delivery(Delivery {
         stream: "UP".into(),
-        sequence: 1,
+        sequence: arrival,
         subject: subject.into(),
         headers: Default::default(),
         payload,
