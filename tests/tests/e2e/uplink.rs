@@ -1,11 +1,9 @@
 //! The uplink serves the urgent first, and a lane keeps to its cap.
 
-use async_nats::jetstream;
 use bus::module::Account;
 use schemas::subject::STREAM_FROM;
 use tests::cluster::{Cluster, Edge, eventually};
 
-use crate::loss::own_server;
 use crate::support::{agent_serves, inside, padding};
 
 const MESSAGES: usize = 100;
@@ -18,9 +16,9 @@ const CAP_WINDOW_S: usize = 2 * 2;
 
 /// Has the node's server take so many messages on each of these subjects.
 async fn queue(edge: &Edge, subjects: &'static [&'static str]) -> anyhow::Result<()> {
-    let operator = edge.data_dir().join("operator.json");
+    let operator = edge.operator()?;
     inside(edge, async move || {
-        let js = jetstream::new(own_server(&operator).await?);
+        let js = operator.js(Account::Work).await?;
         for n in 0..MESSAGES {
             for subject in subjects {
                 js.publish(*subject, padding(n as u64, MESSAGE_BYTES).into()).await?.await?;
