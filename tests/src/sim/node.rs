@@ -351,8 +351,9 @@ fn start_container(w: &mut World, edge: usize, uid: &str, start: &containers::ef
     let now = w.now(edge + 1);
     let started =
         |since| Started { ip: "10.1.0.2".into(), image: "sim".into(), image_id: "sha".into(), since };
+    // As the runtime does: what has run already under that ID, perhaps for an incarnation that fell, is left as it is.
     if let Some(there) = w.edges[edge].containerd.containers.get(&id)
-        && there.state == ContainerState::Running
+        && matches!(there.state, ContainerState::Running | ContainerState::Exited(_))
     {
         return started(there.started_at);
     }

@@ -112,7 +112,7 @@ const NOT_TRIED: &[(&str, &str)] = &[
     ("modules/sync/src/hub.rs", "Lineage: messages_of_desired_state"),
     ("cloud-hub/src/config.rs", "the operator's file, as TOML"),
     ("cli/src/diverged.rs", "Diverged: messages_of_desired_state"),
-    ("cli/src/loss.rs", "`Reply<LossReport>`: what_the_ledger_reads"),
+    ("cli/src/ask.rs", "`Reply` of a module of the hub: what_the_ledger_reads, messages_of_desired_state"),
     ("cli/src/place.rs", "the operator's file, as JSON"),
     ("cli/src/publish.rs", "a server's acknowledgement, as JSON"),
     ("cli/src/check/programs.rs", "what this machine's programs say of their version"),
