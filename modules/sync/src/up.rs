@@ -41,8 +41,8 @@ pub const QUIET_READS_MAX: u32 = 12;
 
 /// What the hub has may stand in the node's stream up to so many messages or bytes while more waits behind it: a trim is work
 /// for the server, which serves no read meanwhile (measured: as long as a batch is on its way).
-const UNTRIMMED_MAX: usize = 4_000;
-const UNTRIMMED_MAX_BYTES: usize = 1024 * 1024;
+const UNTRIMMED_MAX: usize = 20_000;
+const UNTRIMMED_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// What the node itself remembers of a lane, on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -663,9 +663,9 @@ mod tests {
         for (batch, ahead, expected) in [
             ((1..=1).map(stored).collect(), vec![body.clone()], None),
             (vec![], vec![Stored { sequence: 3, ..body }], None),
-            (vec![], (4..5_000).map(stored).collect(), Some(3)),
-            (vec![], vec![stored(5_000)], Some(4_999)),
-            (vec![], vec![], Some(5_000)),
+            (vec![], (4..25_000).map(stored).collect(), Some(3)),
+            (vec![], vec![stored(25_000)], Some(24_999)),
+            (vec![], vec![], Some(25_000)),
         ] {
             up.have(have(batch), MAX);
             up.have(have(ahead), MAX);
@@ -678,15 +678,15 @@ mod tests {
         }
         assert_eq!(up.disconnect(), None, "it is trimmed");
 
-        reads_from(&mut up, Some((7, cursor("g", 5_000))), state("g", 5_001, 99_999));
-        up.have(have(vec![stored(5_001)]), MAX);
-        up.have(have(vec![stored(5_002)]), MAX);
+        reads_from(&mut up, Some((7, cursor("g", 25_000))), state("g", 25_001, 99_999));
+        up.have(have(vec![stored(25_001)]), MAX);
+        up.have(have(vec![stored(25_002)]), MAX);
         up.committed(Ok(8), MAX);
-        assert_eq!(up.disconnect(), Some(5_001), "what is left is what waits");
+        assert_eq!(up.disconnect(), Some(25_001), "what is left is what waits");
         // An end of ours in between: it is found at the next contact.
         up.connect();
-        let steps = up.found(Some((8, cursor("g", 5_001))), &state("g", 5_001, 99_999));
-        assert!(matches!(steps.as_slice(), [Step::Trim(_, 5_001), Step::Read(_, 5_002)]), "{steps:?}");
+        let steps = up.found(Some((8, cursor("g", 25_001))), &state("g", 25_001, 99_999));
+        assert!(matches!(steps.as_slice(), [Step::Trim(_, 25_001), Step::Read(_, 25_002)]), "{steps:?}");
     }
 
     #[test]

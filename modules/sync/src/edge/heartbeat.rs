@@ -14,6 +14,13 @@ use crate::clock::{Clocks, News};
 use crate::watchdog::Verdict;
 use crate::ways::Move;
 
+/// An answer that is not there after so long is late. Then the heart beats faster, also while answers are outstanding: what was
+/// asked of a link that broke is never answered, and the link that is back shall be noticed at once. Few enough for a slow link
+/// (four outstanding, as each is given up after two intervals), and for `watchdog` to take them for no progress.
+const LATE_MS: u64 = 3_000;
+const LATE_INTERVAL_MS: u64 = 1_000;
+/// The same when nothing is outstanding: there is no link, and that is known at once.
+const AWAY_INTERVAL_MS: u64 = 500;
 /// What waits is counted for so long before the link's return is told.
 const LOOK_PATIENCE_MS: u64 = 5_000;
 
@@ -26,7 +33,8 @@ pub(super) struct Link {
     pub(super) up: bool,
     pub(super) sequence: u64,
     pub(super) asked_at: Option<Timestamp>,
-    pub(super) outstanding: bool,
+    /// Heartbeats that are not answered yet, nor given up.
+    pub(super) outstanding: u32,
     pub(super) answered_at: Option<Timestamp>,
     pub(super) down_since: Option<Timestamp>,
     pub(super) counted_at: Option<Timestamp>,
@@ -52,13 +60,19 @@ pub(super) struct Returned {
 
 impl Sync {
     pub(super) fn beat(&mut self, now: Timestamp, effects: &mut Effects) {
-        let due = self.link.asked_at.is_none_or(|at| now.since_ms(at) >= HEARTBEAT_INTERVAL_MS);
-        if !due || self.link.outstanding {
+        let late = self.link.answered_at.is_none_or(|at| now.since_ms(at) >= LATE_MS);
+        let pause_ms = match (late, self.link.outstanding) {
+            (false, 0) => HEARTBEAT_INTERVAL_MS,
+            (false, _) => return,
+            (true, 0) => AWAY_INTERVAL_MS,
+            (true, _) => LATE_INTERVAL_MS,
+        };
+        if self.link.asked_at.is_some_and(|at| now.since_ms(at) < pause_ms) {
             return;
         }
         self.link.sequence += 1;
         self.link.asked_at = Some(now);
-        self.link.outstanding = true;
+        self.link.outstanding += 1;
         let beat = Heartbeat {
             boot_id: self.boot_id.clone(),
             sequence: self.link.sequence,
@@ -76,7 +90,7 @@ impl Sync {
     }
 
     pub(super) fn beaten(&mut self, answer: Result<Vec<u8>, String>, now: Timestamp, effects: &mut Effects) {
-        self.link.outstanding = false;
+        self.link.outstanding = self.link.outstanding.saturating_sub(1);
         let Ok(ack) = answer
             .and_then(|bytes| schemas::decode::<HeartbeatAck>(&bytes).map_err(|error| error.to_string()))
         else {

@@ -393,6 +393,37 @@ mod tests {
     }
 
     #[test]
+    fn the_heart_beats_faster_while_answers_are_late() {
+        /// When it beats; each beat is refused at once, or is not answered.
+        fn beats(sync: &mut Sync, ms: std::ops::Range<u64>, refused: bool) -> Vec<u64> {
+            let mut at = Vec::new();
+            for ms in ms.step_by(250) {
+                let effects = sync.apply(Input::Tick, NOW.plus_ms(ms));
+                if effects.iter().any(|e| matches!(e, Effect::Request { token: HEARTBEAT, .. })) {
+                    at.push(ms);
+                    if refused {
+                        give_up(sync, ms);
+                    }
+                }
+            }
+            at
+        }
+        fn give_up(sync: &mut Sync, ms: u64) {
+            let outcome = Err("no answer".to_owned());
+            sync.apply(Input::Answered { token: HEARTBEAT, outcome }, NOW.plus_ms(ms));
+        }
+        let mut sync = following();
+        // Answered at 0. The beat of 2 s goes unanswered; later ones do not wait for it.
+        assert_eq!(beats(&mut sync, 0..6_000, false), [2_000, 3_000, 4_000, 5_000]);
+        (0..4).for_each(|_| give_up(&mut sync, 6_000));
+        assert_eq!(beats(&mut sync, 6_000..8_000, true), [6_000, 6_500, 7_000, 7_500], "there is no link");
+        let ack = HeartbeatAck { sequence: 9, at: NOW, known: true, hub_boot_id: "h1".into() };
+        let outcome = Ok(schemas::encode(&ack));
+        sync.apply(Input::Answered { token: HEARTBEAT, outcome }, NOW.plus_ms(8_000));
+        assert_eq!(beats(&mut sync, 8_000..11_000, false), [9_500], "in time again");
+    }
+
+    #[test]
     fn what_a_pull_brings_while_a_list_is_out_is_taken() {
         let mut sync = following();
         sync.contact(NOW, &mut Vec::new());
