@@ -178,7 +178,8 @@ impl Rim<Sync> for EdgeRim {
                     let cursor = subject::cursor(&self.node, lane);
                     Ok((link::cursor(bus, lane.hub_stream(), &cursor).await?, state))
                 };
-                Some(Done::Found { lane, round, outcome: found.await })
+                let outcome = self.while_linked(account(lane), found).await;
+                Some(Done::Found { lane, round, outcome })
             }
             Act::Count { lane } => {
                 let state = async { link::state(of(bus, lane)?, lane.edge_stream()).await };

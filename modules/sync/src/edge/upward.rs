@@ -9,6 +9,9 @@ use super::{Act, Done, Effects, LaneUp, RETRY_MS, REWOUND, Sync};
 use crate::disk::DiskFacts;
 use crate::up::{self, Up};
 
+/// A cursor that was not found is looked for again: the account's link may come later than the one that carries the heartbeat,
+/// and while there is none that is known at once.
+const FIND_RETRY_MS: u64 = 250;
 /// What lanes dropped is told so often at most.
 const DROPS_INTERVAL_MS: u64 = 10_000;
 
@@ -158,7 +161,7 @@ impl Sync {
             Done::Found { lane, outcome: Err(_), .. } => {
                 if let Some(of) = self.lanes.get_mut(&lane) {
                     of.pace.lost();
-                    of.retry_at = Some(now.plus_ms(RETRY_MS));
+                    of.retry_at = Some(now.plus_ms(FIND_RETRY_MS));
                 }
             }
             Done::Committed { lane, outcome, bytes, took_ms, .. } => {
