@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::site::Site;
-use super::{Cluster, command, programs};
+use super::{Cluster, command, eventually, programs};
 
 /// One call of kubectl may take so long.
 const KUBECTL_TIMEOUT: Duration = Duration::from_secs(90);
@@ -216,8 +216,15 @@ impl Cluster {
         beats.map(drop).with_context(|| format!("{node} is not heard at the hub"))
     }
 
-    /// A connection to the hub's bus with the operator's login.
+    /// A connection to the hub's bus with the operator's login. A hub whose server was just killed is waited for.
     pub async fn hub_bus(&self, account: Account) -> anyhow::Result<Bus> {
+        eventually("the hub's bus is open to its operator", 30, async || {
+            self.dial_hub(account).await.map(Some)
+        })
+        .await
+    }
+
+    async fn dial_hub(&self, account: Account) -> anyhow::Result<Bus> {
         let answer = self.kubectl_ok(&["get", "--raw", "/edgewire/v1/bus"]).await?;
         let answer: BusAnswer = serde_json::from_str(&answer).context("the hub's login is not understood")?;
         let ca = self.site().dir.join("judge-ca.pem");
