@@ -327,10 +327,10 @@ impl PodState {
         Some(name.clone())
     }
 
-    /// Takes in what containerd says of this pod's containers. Not to be called while an act is under way. Gives the
-    /// names of containers that were found running under a record that did not know it, and of those that were lost.
+    /// Takes in what containerd says of this pod's containers. Not to be called while an act is under way.
     pub fn observe(&mut self, found: &[&FoundContainer], now: Timestamp) -> Observed {
         let mut out = Observed::default();
+        let uid = self.record.uid().to_owned();
         let names: Vec<String> =
             self.init_containers().chain(self.containers()).map(|container| container.name.clone()).collect();
         for name in names {
@@ -361,22 +361,33 @@ impl PodState {
                 record.image.clone_from(&newest.image);
                 record.image_id.clone_from(&newest.image_id);
             }
+            // Its start was asked for, and the answer did not come.
+            let unanswered = !newer && record.phase == Phase::Waiting;
             match newest.state {
                 ContainerState::Running => {
+                    out.started.extend(unanswered.then(|| name.clone()));
                     if !matches!(record.phase, Phase::Running { .. }) {
                         record.phase = Phase::Running { since: newest.started_at };
-                        out.changed = true;
                     }
+                    self.record.ip.clone_from(&newest.pod_ip);
                     out.taken_over |= newer;
                     out.running.push(name);
                 }
                 ContainerState::Exited(_) => {
+                    out.started.extend(unanswered.then(|| name.clone()));
+                    if record.phase == Phase::Waiting {
+                        record.phase = Phase::Running { since: newest.started_at };
+                    }
                     if !matches!(record.phase, Phase::Ended(_)) {
-                        if record.phase == Phase::Waiting {
-                            record.phase = Phase::Running { since: newest.started_at };
-                        }
                         self.exited.insert(newest.id.clone());
                     }
+                }
+                // Nobody knows how far it came, and it is no end of its own: as kubelet does with a container that was
+                // made and not started, the next attempt follows at once, whatever `restartPolicy` says.
+                ContainerState::Lost if unanswered => {
+                    record.attempt = record.attempt.saturating_add(1);
+                    record.id = container_id(&uid, &name, record.attempt);
+                    out.cut_short.push(name);
                 }
                 ContainerState::Lost => {
                     if !matches!(record.phase, Phase::Ended(_)) {
@@ -400,8 +411,10 @@ pub struct Observed {
     pub running: Vec<String>,
     /// IDs of those that ran and are gone.
     pub lost: Vec<String>,
-    /// The record was behind.
-    pub changed: bool,
+    /// Names of those whose start was carried out though its answer never came.
+    pub started: Vec<String>,
+    /// Names of those of whose start nothing is left and no answer came.
+    pub cut_short: Vec<String>,
     /// Some run of which the record knew nothing: it was lost.
     pub taken_over: bool,
 }

@@ -165,6 +165,7 @@ impl World {
                     let found = FoundContainer {
                         id: id.clone(),
                         pod_uid: uid.clone(),
+                        pod_ip: "10.0.0.2".into(),
                         namespace: "d".into(),
                         pod: start.pod.metadata.name.clone().unwrap(),
                         container: start.container.clone(),
@@ -177,7 +178,7 @@ impl World {
                         state: ContainerState::Running,
                     };
                     let known = self.found.entry(id).or_insert(found);
-                    if known.state == ContainerState::Lost {
+                    if matches!(known.state, ContainerState::Lost | ContainerState::Created) {
                         known.state = ContainerState::Running;
                     }
                     Ok(Started { ip: "10.0.0.2".into(), image, image_id: "sha256:1".into(), since: self.now })
@@ -568,6 +569,62 @@ fn a_new_agent_adopts_what_runs() {
     world.boot();
     world.release();
     assert_eq!(world.found.values().filter(|f| f.state == ContainerState::Running).count(), 1);
+}
+
+/// containerd is killed while it starts a container, or we are: the answer never comes. Each attempt is told once, by what
+/// is found of it, and one of which nothing is left is no end of the container, whatever its `restartPolicy`.
+#[test]
+fn a_start_whose_answer_was_lost_is_told_by_what_is_found() {
+    use ContainerState::{Created, Exited, Lost, Running};
+    let exit = Exit { code: 0, oom_killed: false, finished_at: T0 };
+    for (found, acts, reasons, restarts) in [
+        (Some(Running), vec![], vec!["Created", "Started"], 0),
+        (Some(Exited(exit)), vec!["reap u1"], vec!["Created", "Started"], 0),
+        (Some(Lost), vec!["start u1/main/1"], vec!["Failed", "Created", "Started"], 1),
+        (Some(Created), vec!["start u1/main/0"], vec!["Created", "Started"], 0),
+        (None, vec!["start u1/main/0"], vec!["Created", "Started"], 0),
+    ] {
+        for killed in ["containerd", "agent"] {
+            let mut world = World::new();
+            world.hold = true;
+            world.pod("u1", 1, with(json!({"restartPolicy": "Never"})));
+            let Some(start @ Act::Start(_)) = world.held.pop_front() else { panic!("it starts") };
+            world.hold = false;
+            // How far it came; its answer is dropped with the agent that would have heard it.
+            let mut deaf = World { found: BTreeMap::new(), ..World::new() };
+            deaf.act(start);
+            world.found = deaf.found;
+            match found {
+                None => world.found.clear(),
+                Some(state) => world.found.values_mut().for_each(|found| found.state = state),
+            }
+            if killed == "agent" {
+                world.boot();
+            } else {
+                let error = StartError { reason: "Away".into(), message: "killed".into(), away: true };
+                let (uid, container) = ("u1".to_owned(), "main".to_owned());
+                world.apply(Input::Done(Done::Started { uid, container, result: Err(error) }));
+                world.apply(Input::Done(Done::RuntimeBack));
+            }
+            let told: Vec<_> = world.reasons().into_iter().filter(|reason| reason != "Adopted").collect();
+            assert_eq!(
+                (world.acts(), told),
+                (
+                    acts.iter().map(|a| (*a).to_owned()).collect(),
+                    reasons.iter().map(|r| (*r).to_owned()).collect()
+                ),
+                "{found:?}, {killed} killed"
+            );
+            let status = &world.last().status;
+            assert_eq!(status["containerStatuses"][0]["restartCount"], restarts, "{found:?}: {status}");
+            if found == Some(Running) {
+                assert_eq!(status["podIP"], "10.0.0.2", "the address comes with what is found");
+            }
+            world.boot();
+            assert_eq!(world.acts(), Vec::<String>::new(), "{found:?}");
+            assert!(!world.reasons().contains(&"Started".to_owned()), "told once: {found:?}");
+        }
+    }
 }
 
 #[test]

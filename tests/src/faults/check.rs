@@ -160,17 +160,27 @@ fn agree(pods: &[Value], running: &[Running]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails unless the hub has an Event for each start of each container that runs, and counted none twice.
+/// Fails unless the hub has one Event for each attempt of each container that runs, and counted none twice: that it was
+/// started, or that the fault cut its start short.
 fn told_once(events: &[Value], running: &[Running]) -> anyhow::Result<()> {
     for running in running {
         let of = |event: &&Value| {
-            event.get("reason") == Some(&json!("Started"))
-                && event.pointer("/involvedObject/uid") == Some(&json!(running.uid))
+            let text = |field: &str| event.get(field).and_then(Value::as_str).unwrap_or_default();
+            let attempt = match text("reason") {
+                "Started" => true,
+                "Failed" => text("message").contains("was cut short"),
+                _ => false,
+            };
+            attempt && event.pointer("/involvedObject/uid") == Some(&json!(running.uid))
         };
         let count = |event: &Value| event.get("count").and_then(Value::as_u64).unwrap_or(1);
         let told: u64 = events.iter().filter(of).map(count).sum();
         let starts = u64::from(running.attempt) + 1;
-        anyhow::ensure!(told == starts, "{} was started {starts} times, and told {told} times", running.pod);
+        anyhow::ensure!(
+            told == starts,
+            "{} is at its start number {starts}, and {told} are told",
+            running.pod
+        );
     }
     Ok(())
 }
@@ -241,6 +251,12 @@ mod tests {
         told_once(&[event("Started", 1), event("Created", 2)], &running).unwrap();
         assert!(told_once(&[event("Started", 2)], &running).is_err());
         assert!(told_once(&[event("Created", 1)], &running).is_err());
+        let mut cut_short = event("Failed", 1);
+        cut_short["message"] = json!("Error: the start of container main was cut short; it is started anew");
+        let again = [Running { attempt: 1, ..runs("a", "1") }];
+        told_once(&[cut_short.clone(), event("Started", 1)], &again).unwrap();
+        assert!(told_once(&[cut_short], &again).is_err());
+        assert!(told_once(&[event("Failed", 1), event("Started", 1)], &again).is_err());
     }
 
     #[test]

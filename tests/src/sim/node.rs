@@ -19,6 +19,9 @@ use super::runner::{self, Hosted, Runner};
 use super::server;
 use super::world::{Link, MS, S, World};
 
+/// Address of every pod.
+const POD_IP: &str = "10.1.0.2";
+
 /// A node.
 pub struct Edge {
     /// Its name.
@@ -43,6 +46,8 @@ pub struct Edge {
 pub struct Containerd {
     /// Does it answer?
     pub up: bool,
+    /// How often it ended: what it was asked for before gets no answer.
+    deaths: u32,
     /// What it has, by ID.
     pub containers: BTreeMap<String, FoundContainer>,
     sandboxes: BTreeSet<String>,
@@ -147,6 +152,7 @@ pub fn power_on(w: &mut World, edge: usize) {
 /// containerd ends or comes; containers run on.
 pub fn containerd(w: &mut World, edge: usize, up: bool) {
     w.edges[edge].containerd.up = up;
+    w.edges[edge].containerd.deaths += u32::from(!up);
     let incarnation = w.edges[edge].containers.incarnation;
     let told = if up { Done::RuntimeBack } else { Done::RuntimeAway("killed".to_owned()) };
     w.after(50 * MS, move |w| runner::done::<Containers>(w, edge, incarnation, told));
@@ -251,12 +257,19 @@ impl Hosted for Containers {
             _ => w.near_us() * 4,
         };
         let finished = w.random.per_mille(500);
+        let deaths = w.edges[edge].containerd.deaths;
         w.after(delay, move |w| {
+            let died = w.edges[edge].containerd.deaths != deaths;
             // An agent that died meanwhile may have got so far, or not.
             let alive = w.edges[edge].containers.incarnation == incarnation;
-            if (alive || finished)
-                && let Some(done) = carry_out(w, edge, act)
-            {
+            if !alive && !finished {
+                return;
+            }
+            let done = match act {
+                Act::Start(start) if died => Some(cut_short(w, edge, &start)),
+                act => carry_out(w, edge, act),
+            };
+            if let Some(done) = done {
                 let delay = w.near_us();
                 w.after(delay, move |w| runner::done::<Self>(w, edge, incarnation, done));
             }
@@ -346,11 +359,31 @@ fn stop_container(w: &mut World, edge: usize, id: &str) -> Option<Exit> {
     }
 }
 
+/// containerd ended while it started a container: it did so all the same, or its record alone is left, or nothing.
+fn cut_short(w: &mut World, edge: usize, start: &containers::effects::Start) -> Done {
+    let uid = start.pod.metadata.uid.clone().unwrap_or_default();
+    let container = start.container.clone();
+    let id = container_id(&uid, &container, start.attempt);
+    if w.random.per_mille(666) && !w.edges[edge].containerd.containers.contains_key(&id) {
+        start_container(w, edge, &uid, start);
+        if w.random.per_mille(500) {
+            w.checks.ended(edge, &uid, &container);
+            w.edges[edge]
+                .containerd
+                .containers
+                .entry(id)
+                .and_modify(|left| left.state = ContainerState::Lost);
+        }
+    }
+    let error = StartError { reason: "Away".to_owned(), message: "transport error".to_owned(), away: true };
+    Done::Started { uid, container, result: Err(error) }
+}
+
 fn start_container(w: &mut World, edge: usize, uid: &str, start: &containers::effects::Start) -> Started {
     let id = container_id(uid, &start.container, start.attempt);
     let now = w.now(edge + 1);
     let started =
-        |since| Started { ip: "10.1.0.2".into(), image: "sim".into(), image_id: "sha".into(), since };
+        |since| Started { ip: POD_IP.to_owned(), image: "sim".into(), image_id: "sha".into(), since };
     // As the runtime does: what has run already under that ID, perhaps for an incarnation that fell, is left as it is.
     if let Some(there) = w.edges[edge].containerd.containers.get(&id)
         && matches!(there.state, ContainerState::Running | ContainerState::Exited(_))
@@ -373,6 +406,7 @@ fn start_container(w: &mut World, edge: usize, uid: &str, start: &containers::ef
         FoundContainer {
             id,
             pod_uid: uid.to_owned(),
+            pod_ip: POD_IP.to_owned(),
             namespace: text(&start.pod.metadata.namespace),
             pod: text(&start.pod.metadata.name),
             container: start.container.clone(),

@@ -226,7 +226,8 @@ impl Runtime {
             .into_iter()
             .map(|c| {
                 let task = tasks.remove(&c.id);
-                found(c, task)
+                let container = found(c, task);
+                FoundContainer { pod_ip: self.address(&container.pod_uid), ..container }
             })
             .collect())
     }

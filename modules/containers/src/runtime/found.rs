@@ -59,7 +59,7 @@ pub enum ContainerState {
     Running,
     /// Has ended; its task waits to be [reaped](Runtime::reap), or has been.
     Exited(Exit),
-    /// It ran and is gone without a word (reboot, shim killed).
+    /// It has no task, and how it ended is not noted: a reboot or the end of its shim took it, or its start never came so far.
     Lost,
 }
 
@@ -70,6 +70,8 @@ pub struct FoundContainer {
     pub id: String,
     /// UID of the pod.
     pub pod_uid: String,
+    /// Address of the pod, as its sandbox stands; empty with `hostNetwork`.
+    pub pod_ip: String,
     /// Namespace of the pod.
     pub namespace: String,
     /// Name of the pod.
@@ -101,7 +103,7 @@ fn timestamp(at: Option<prost_types::Timestamp>) -> Timestamp {
     at.map_or(Timestamp(0), |at| Timestamp(at.seconds * 1000 + i64::from(at.nanos) / 1_000_000))
 }
 
-/// A container from its record and its task.
+/// A container from its record and its task. Of its pod's address containerd knows nothing.
 pub(super) fn found(stored: Stored, task: Option<Process>) -> FoundContainer {
     let text = |name: &str| stored.labels.get(name).cloned().unwrap_or_default();
     let time = |name: &str| Timestamp(text(name).parse().unwrap_or(0));
@@ -125,6 +127,7 @@ pub(super) fn found(stored: Stored, task: Option<Process>) -> FoundContainer {
     };
     FoundContainer {
         pod_uid: text(label::POD_UID),
+        pod_ip: String::new(),
         namespace: text(label::POD_NAMESPACE),
         pod: text(label::POD_NAME),
         container: text(label::CONTAINER),

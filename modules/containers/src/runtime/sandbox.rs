@@ -51,6 +51,15 @@ struct Record {
     ip: String,
 }
 
+/// Its file in the sandbox's directory.
+const RECORD: &str = "record.json";
+
+impl Record {
+    fn read(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(dir.join(RECORD)).ok()?).ok()
+    }
+}
+
 impl Runtime {
     fn sandbox_dir(&self, pod_uid: &str) -> PathBuf {
         self.config.data_dir.join("sandboxes").join(pod_uid)
@@ -64,10 +73,8 @@ impl Runtime {
     ) -> Result<Sandbox, RuntimeError> {
         let dir = self.sandbox_dir(pod_uid);
         let namespaces = wanted(&dir, request);
-        let record: Option<Record> =
-            std::fs::read(dir.join("record.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let whole = paths(&namespaces).all(is_pinned);
-        if let Some(record) = record.filter(|_| whole) {
+        if let Some(record) = Record::read(&dir).filter(|_| whole) {
             return Ok(Sandbox { namespaces, ip: record.ip });
         }
         // Nothing, or what a crash or a reboot left of it.
@@ -79,9 +86,14 @@ impl Runtime {
     pub fn sandbox(&self, pod_uid: &str, request: SandboxRequest) -> Option<Sandbox> {
         let dir = self.sandbox_dir(pod_uid);
         let namespaces = wanted(&dir, request);
-        let record: Record = serde_json::from_slice(&std::fs::read(dir.join("record.json")).ok()?).ok()?;
+        let record = Record::read(&dir)?;
         let whole = paths(&namespaces).all(is_pinned);
         whole.then_some(Sandbox { namespaces, ip: record.ip })
+    }
+
+    /// The address that a pod was given; empty when it has none of its own.
+    pub fn address(&self, pod_uid: &str) -> String {
+        Record::read(&self.sandbox_dir(pod_uid)).map_or_else(String::new, |record| record.ip)
     }
 
     async fn make_sandbox(
@@ -113,7 +125,7 @@ impl Runtime {
             None => String::new(),
         };
         let record = serde_json::to_vec(&Record { ip: ip.clone() }).unwrap_or_default();
-        let file = dir.join("record.json");
+        let file = dir.join(RECORD);
         blocking(move || std::fs::write(file, record)).await.map_err(failed())?;
         Ok(Sandbox { namespaces, ip })
     }

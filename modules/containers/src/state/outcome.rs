@@ -112,7 +112,7 @@ impl Containers {
                 continue;
             }
             let observed = pod.observe(&found.iter().collect::<Vec<_>>(), now);
-            self.took_over(&uid, &observed);
+            self.took_in(&uid, &observed, now, out);
             if adopting {
                 self.adopted(&uid, &observed.running, now, out);
             }
@@ -155,23 +155,7 @@ impl Containers {
             Ok(Started { ip, image, image_id, since }) => {
                 pod.record.ip = ip;
                 pod.started(container, image, image_id, since);
-                let Some(pod) = self.pods.get(uid) else { return };
-                self.tell(
-                    pod,
-                    Severity::Normal,
-                    "Created",
-                    &format!("Created container {container}"),
-                    now,
-                    out,
-                );
-                self.tell(
-                    pod,
-                    Severity::Normal,
-                    "Started",
-                    &format!("Started container {container}"),
-                    now,
-                    out,
-                );
+                self.tell_started(uid, container, now, out);
             }
             // Not the pod's fault: the list that comes first when containerd is back goes on from here.
             Err(error) if error.away => self.away(now),
@@ -182,6 +166,15 @@ impl Containers {
                     self.tell(pod, Severity::Warning, "Failed", &message, now, out);
                 }
             }
+        }
+    }
+
+    /// Once for each attempt of which containerd says that it was carried out.
+    pub(super) fn tell_started(&self, uid: &str, container: &str, now: Timestamp, out: &mut Effects) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        for reason in ["Created", "Started"] {
+            let message = format!("{reason} container {container}");
+            self.tell(pod, Severity::Normal, reason, &message, now, out);
         }
     }
 

@@ -92,13 +92,27 @@ impl Containers {
         let Some(found) = self.unclaimed.remove(uid) else { return };
         let Some(pod) = self.pods.get_mut(uid) else { return };
         let observed = pod.observe(&found.iter().collect::<Vec<_>>(), now);
-        self.took_over(uid, &observed);
+        self.took_in(uid, &observed, now, out);
         self.adopted(uid, &observed.running, now, out);
+    }
+
+    /// What was found of a pod is in its record: what follows from that.
+    pub(super) fn took_in(&mut self, uid: &str, observed: &Observed, now: Timestamp, out: &mut Effects) {
+        self.took_over(uid, observed);
+        for name in &observed.started {
+            self.tell_started(uid, name, now, out);
+        }
+        for name in &observed.cut_short {
+            let message = format!("Error: the start of container {name} was cut short; it is started anew");
+            if let Some(pod) = self.pods.get(uid) {
+                self.tell(pod, Severity::Warning, "Failed", &message, now, out);
+            }
+        }
     }
 
     /// Of a pod whose record was lost nobody knows which version its files are of: they are written again, if all of them
     /// are known here. What is not is written when it comes.
-    pub(super) fn took_over(&mut self, uid: &str, observed: &Observed) {
+    fn took_over(&mut self, uid: &str, observed: &Observed) {
         let Some(pod) = self.pods.get_mut(uid).filter(|_| observed.taken_over) else { return };
         let namespace = pod.record.object.namespace();
         let known = |plural: &str, names: &BTreeSet<String>| {
