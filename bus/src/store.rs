@@ -9,13 +9,14 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy, pull};
 use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
 use futures::StreamExt;
 use schemas::object::Object;
 use schemas::subject::{self, ObjectKey, Resource};
 use tokio::time::Instant;
 
-use crate::connection::Bus;
+use crate::connection::{Bus, REQUEST_TIMEOUT};
 use crate::module::{Entry, EntryValue, Expect, WriteError};
 
 /// Tombstones of objects go after so long: a watcher that was away for longer starts over.
@@ -24,6 +25,8 @@ pub const TOMBSTONE_TTL: Duration = Duration::from_secs(24 * 3600);
 /// A watch whose server was away is taken up again within this, or its caller starts over.
 const TAKE_UP_TIMEOUT: Duration = Duration::from_secs(10);
 const TAKE_UP_PAUSE: Duration = Duration::from_millis(100);
+/// So long after the server is back a write from before may still be answered.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Why a read or write failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -51,6 +54,9 @@ pub enum StoreError {
         cause: String,
     },
 }
+
+/// Why nobody knows whether a write was carried out.
+struct Lost(String);
 
 /// One bucket.
 #[derive(Clone)]
@@ -95,7 +101,23 @@ impl Store {
         expect: Expect,
         removed: bool,
     ) -> Result<impl Future<Output = Result<u64, WriteError>> + Send + use<>, WriteError> {
+        let outcome = self.send_as(None, key, value, expect, removed).await?;
+        Ok(async move { outcome.await.unwrap_or_else(|lost| Err(WriteError::Failed(lost.0))) })
+    }
+
+    /// The same under an ID: the server answers the same write again instead of carrying it out again.
+    async fn send_as(
+        &self,
+        id: Option<&str>,
+        key: &str,
+        value: Bytes,
+        expect: Expect,
+        removed: bool,
+    ) -> Result<impl Future<Output = Result<Result<u64, WriteError>, Lost>> + Send + use<>, WriteError> {
         let mut headers = HeaderMap::new();
+        if let Some(id) = id {
+            headers.insert("Nats-Msg-Id", id);
+        }
         match expect {
             Expect::Any => {}
             Expect::Absent => headers.insert("Nats-Expected-Last-Subject-Sequence", "0"),
@@ -107,6 +129,7 @@ impl Store {
             headers.insert("KV-Operation", "DEL");
             headers.insert("Nats-TTL", format!("{}s", TOMBSTONE_TTL.as_secs()).as_str());
         }
+        let renewed = self.bus.renewed();
         let ack = self
             .bus
             .jetstream
@@ -114,12 +137,23 @@ impl Store {
             .await
             .map_err(|error| WriteError::Failed(error.to_string()))?;
         Ok(async move {
-            match ack.await {
-                Ok(ack) => Ok(ack.sequence),
-                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
-                    Err(WriteError::Conflict)
-                }
-                Err(error) => Err(WriteError::Failed(error.to_string())),
+            let away = async {
+                renewed.await;
+                // What was sent while the server was away is sent now, and still answered.
+                tokio::time::sleep(ANSWER_TIMEOUT).await;
+            };
+            let ack = tokio::select! {
+                ack = ack.into_future() => ack,
+                () = away => return Err(Lost("the server was away".to_owned())),
+            };
+            match ack {
+                Ok(ack) => Ok(Ok(ack.sequence)),
+                Err(error) => match error.kind() {
+                    PublishErrorKind::WrongLastSequence => Ok(Err(WriteError::Conflict)),
+                    // A server that was just started again may not have its streams yet.
+                    PublishErrorKind::StreamNotFound => Err(Lost(error.to_string())),
+                    _ => Ok(Err(WriteError::Failed(error.to_string()))),
+                },
             }
         })
     }
@@ -135,27 +169,60 @@ impl Store {
     }
 
     async fn write(&self, key: &str, value: Bytes, expect: Expect, removed: bool) -> Result<u64, WriteError> {
-        let outcome = self.send(key, value.clone(), expect, removed).await?.await;
+        let outcome = self.write_once(key, value.clone(), expect, removed).await;
         if expect != Expect::Absent || outcome != Err(WriteError::Conflict) {
             return outcome;
         }
         // Absent means no entry or a tombstone; the server only knows the first: name the tombstone's revision.
         match self.get(key).await {
             Ok(Some(Entry { revision, value: EntryValue::Removed(_), .. })) => {
-                self.send(key, value, Expect::Revision(revision), removed).await?.await
+                self.write_once(key, value, Expect::Revision(revision), removed).await
             }
             Ok(_) => Err(WriteError::Conflict),
             Err(error) => Err(WriteError::Failed(error.to_string())),
         }
     }
 
+    /// Asks again for a write whose answer was lost with its server, until it is answered: carried out once.
+    async fn write_once(
+        &self,
+        key: &str,
+        value: Bytes,
+        expect: Expect,
+        removed: bool,
+    ) -> Result<u64, WriteError> {
+        let (id, until) = (schemas::object::new_uid(), Instant::now() + REQUEST_TIMEOUT);
+        let mut lost = false;
+        loop {
+            let sent = self.send_as(Some(&id), key, value.clone(), expect, removed).await?;
+            match sent.await {
+                // The server looks at the revision before the ID (measured): it may be our own write that it names.
+                Ok(Err(WriteError::Conflict)) if lost => return self.written_as(&id, key).await,
+                Ok(outcome) => return outcome,
+                Err(Lost(cause)) if Instant::now() >= until => return Err(WriteError::Failed(cause)),
+                Err(_) => tokio::time::sleep(TAKE_UP_PAUSE).await,
+            }
+            lost = true;
+        }
+    }
+
+    /// The revision of the entry if that write made it.
+    async fn written_as(&self, id: &str, key: &str) -> Result<u64, WriteError> {
+        let last = self.last(key).await.map_err(|error| WriteError::Failed(error.to_string()))?;
+        let ours = last.filter(|last| last.headers.get("Nats-Msg-Id").is_some_and(|of| of.as_str() == id));
+        ours.map(|last| last.sequence).ok_or(WriteError::Conflict)
+    }
+
     /// One entry, tombstones too.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let last = self.last(key).await?;
+        Ok(last.map(|last| self.entry(key.to_owned(), last.sequence, &last.headers, &last.payload)))
+    }
+
+    async fn last(&self, key: &str) -> Result<Option<StreamMessage>, StoreError> {
         let stream = self.stream().await?;
         match stream.direct_get_last_for_subject(subject::kv(&self.bucket, key)).await {
-            Ok(message) => {
-                Ok(Some(self.entry(key.to_owned(), message.sequence, &message.headers, &message.payload)))
-            }
+            Ok(message) => Ok(Some(message)),
             Err(error) if error.kind() == async_nats::jetstream::stream::DirectGetErrorKind::NotFound => {
                 Ok(None)
             }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, consumer, stream};
 use async_nats::{Client, ConnectOptions, HeaderMap};
-use bus::connection::{Login, dial};
+use bus::connection::{Bus, Login, dial};
 use bus::identity::{HubKeys, Permissions, Tls};
 use bus::module::{Account, EntryValue, Expect};
 use bus::server::{HubLink, HubServer, LeafConfig, LeafServer, Phase, ServerStatus, User, Way};
@@ -693,20 +693,28 @@ async fn a_server_outlives_us_and_is_adopted_and_restarted() {
     hub.server.stop().await.unwrap();
 }
 
+/// A connection of ours to the server of node `n1`.
+async fn judge_of(edge: &LeafServer) -> Bus {
+    let user = User::new("judge", Account::Control, Permissions::full());
+    edge.put_users(vec![user.clone()]).await.unwrap();
+    let login = Login::Password { user: user.name.clone(), password: user.password.clone() };
+    let domain = subject::domain_edge(&node("n1"));
+    dial(edge.url(), None, login, "judge", "_INBOX.judge".into(), Account::Control, &domain).await.unwrap()
+}
+
+/// The bucket `local`.
+async fn bucket(bus: &Bus) {
+    let js = jetstream::with_domain(bus.client().clone(), subject::domain_edge(&node("n1")));
+    let config = jetstream::kv::Config { bucket: "local".into(), ..Default::default() };
+    js.create_key_value(config).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_goes_on_as_soon_as_its_server_is_back() {
     let ground = Ground::new("watch");
     let edge = leaf(&ground, "n1", None).await;
-    let user = User::new("judge", Account::Control, Permissions::full());
-    edge.put_users(vec![user.clone()]).await.unwrap();
-    let login = Login::Password { user: user.name.clone(), password: user.password.clone() };
-    let (url, domain) = (edge.url(), subject::domain_edge(&node("n1")));
-    let bus =
-        dial(url, None, login, "judge", "_INBOX.judge".into(), Account::Control, &domain).await.unwrap();
-    let js = jetstream::with_domain(bus.client().clone(), &domain);
-    js.create_key_value(jetstream::kv::Config { bucket: "local".into(), ..Default::default() })
-        .await
-        .unwrap();
+    let bus = judge_of(&edge).await;
+    bucket(&bus).await;
     let store = Store::new(&bus, "local");
     let (tell, mut seen) = tokio::sync::mpsc::channel(8);
     let watching = tokio::spawn({
@@ -731,6 +739,43 @@ async fn a_watch_goes_on_as_soon_as_its_server_is_back() {
         }
     }
     watching.abort();
+    edge.stop().await.unwrap();
+}
+
+/// One writer, who names the revision that it wrote last: an answer that is lost with its server would show as a conflict
+/// with itself, as a revision left out, or as a wait until the time-out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_answer_was_lost_is_carried_out_once() {
+    let ground = Ground::new("answer");
+    let edge = leaf(&ground, "n1", None).await;
+    let bus = judge_of(&edge).await;
+    bucket(&bus).await;
+    let store = Store::new(&bus, "local");
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writing = tokio::spawn({
+        let done = done.clone();
+        async move {
+            let (mut revision, mut longest) = (0, Duration::ZERO);
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let expect = if revision == 0 { Expect::Absent } else { Expect::Revision(revision) };
+                let asked = Instant::now();
+                let written = store.put("k", revision.to_string().into(), expect).await;
+                longest = longest.max(asked.elapsed());
+                assert_eq!(written, Ok(revision + 1), "after {:?}", asked.elapsed());
+                revision += 1;
+            }
+            (revision, longest)
+        }
+    });
+    for round in 1..=3 {
+        tokio::time::sleep(Duration::from_millis(300)).await; // writes are in flight; how many does not matter
+        kill(&edge.status().borrow());
+        until(&edge, "restarted", |s| s.restarts == round && s.phase == Phase::Ready).await;
+    }
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (written, longest) = writing.await.unwrap();
+    assert!(written > 3);
+    println!("{written} writes, the longest took {longest:?}");
     edge.stop().await.unwrap();
 }
 

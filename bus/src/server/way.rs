@@ -21,6 +21,7 @@ use tokio::io::AsyncReadExt;
 use tokio_rustls::TlsConnector;
 
 use super::ServerError;
+use super::hub::compression;
 use crate::identity::write_private;
 use crate::proxy::{self, Proxy};
 
@@ -150,6 +151,7 @@ impl HubLink {
                 // needs them: `app.>` goes from node to node.
                 "request_isolation": isolated,
                 "first_info_timeout": "10s",
+                "compression": compression(),
                 "tls": {"ca_file": self.ca_file, "timeout": 10},
             });
             if let (Some(proxy), Value::Object(fields)) = (&self.proxy, &mut remote) {
