@@ -30,6 +30,10 @@ const IMAGE: &str = "docker.io/library/busybox:demo";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    tests::stop::unless_asked(Box::pin(measure())).await
+}
+
+async fn measure() -> anyhow::Result<()> {
     let cluster = Cluster::new("bench").await?;
     cluster.up(&["edge-a"]).await?;
     let api = Api::of(&cluster).await?;

@@ -40,6 +40,10 @@ const LOOK: Duration = Duration::from_millis(5);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    tests::stop::unless_asked(Box::pin(measure())).await
+}
+
+async fn measure() -> anyhow::Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|word| word == part);
     println!("| what | measured | aim |\n|---|---|---|");

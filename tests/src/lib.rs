@@ -5,4 +5,5 @@ pub mod demo;
 pub mod faults;
 pub mod fuzz;
 pub mod sim;
+pub mod stop;
 pub mod tidy;

@@ -22,10 +22,14 @@ pub const GET_KEYS_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub struct Down {
     held: BTreeMap<DesiredKey, Local>,
+    /// The newest write that it ever held, also when it was lost since.
+    had: Option<Position>,
     writing: BTreeMap<DesiredKey, Local>,
     lineage: Option<Lineage>,
     phase: Phase,
     missing: BTreeSet<DesiredKey>,
+    /// Of the missing, what the node must have had once: newer writes than these were here.
+    lost: BTreeSet<DesiredKey>,
     /// Came in, and could not be taken then: asked for by name after the next list, whatever that list says.
     unplaced: BTreeSet<DesiredKey>,
     orphans: BTreeSet<DesiredKey>,
@@ -60,7 +64,7 @@ pub enum Step {
     Drop(DesiredKey),
     /// Tell people: the hub's history is not the one that these entries came from; they run on.
     Orphans(usize),
-    /// Tell people: this many entries were missing here and are fetched again.
+    /// Tell people: this many entries were lost here and are fetched again.
     Repairing(usize),
 }
 
@@ -82,6 +86,14 @@ impl Down {
             Some(local) => {
                 if self.writing.get(&key).is_some_and(|writing| writing.revision <= local.revision) {
                     self.writing.remove(&key);
+                }
+                let at = local.position();
+                if self
+                    .had
+                    .as_ref()
+                    .is_none_or(|had| had.generation != at.generation || had.revision < at.revision)
+                {
+                    self.had = Some(at);
                 }
                 self.held.insert(key, local);
             }
@@ -171,6 +183,10 @@ impl Down {
             })
             .map(|(key, _)| key.clone())
             .collect();
+        // A first copy is no repair, nor is what changed while nobody was listening.
+        let had = self.had.as_ref().filter(|had| lineage.contains(had)).map_or(0, |had| had.revision);
+        let is_older = |key: &&DesiredKey| listed.get(*key).is_some_and(|revision| *revision <= had);
+        self.lost = self.missing.iter().filter(is_older).cloned().collect();
         self.missing.append(&mut self.unplaced);
         let mut orphans = BTreeSet::new();
         let absent = self.held.iter().filter(|(key, _)| !listed.contains_key(key));
@@ -256,7 +272,9 @@ impl Down {
         }
         let keys: Vec<DesiredKey> = self.missing.iter().take(GET_KEYS_MAX).cloned().collect();
         let max_bytes = u32::try_from(max_bytes).unwrap_or(u32::MAX);
-        Some(vec![Step::Repairing(self.missing.len()), Step::Get(GetRequest { keys, max_bytes })])
+        let lost = std::mem::take(&mut self.lost).intersection(&self.missing).count();
+        let told = (lost > 0).then_some(Step::Repairing(lost));
+        Some(told.into_iter().chain([Step::Get(GetRequest { keys, max_bytes })]).collect())
     }
 
     /// The entries asked for by name. Gives what is to be written.
@@ -455,6 +473,20 @@ mod tests {
         assert!(matches!(verdicts.as_slice(), [(_, Verdict::Write(_))]));
         down.local(key("a"), Some(Local { revision: 5, desired: desired("e1", 3) }));
         assert!(down.is_settled());
+    }
+
+    #[test]
+    fn what_changed_while_nobody_listened_was_not_lost() {
+        let mut down = following();
+        down.connect(1000);
+        let listed = list(lineage(&[("e1", 0)]), 12, &[("a", 11), ("b", 8), ("c", 12)]);
+        assert_eq!(down.page(listed, 1000), [Step::Pull]);
+        let steps = down.drained(1000).unwrap();
+        assert!(
+            matches!(steps.as_slice(), [Step::Get(get)] if get.keys == [key("a"), key("c")]),
+            "{steps:?}"
+        );
+        assert!(Down::default().drained(1000).is_none());
     }
 
     #[test]

@@ -3,8 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tests::demo;
-use tokio::signal::unix::{SignalKind, signal};
+use tests::{demo, stop};
 
 /// A hub and two edge nodes on this machine, and an outage performed before your eyes.
 #[derive(Parser)]
@@ -64,13 +63,7 @@ fn chain(error: &anyhow::Error) -> String {
 fn perform(once: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let stop = async move {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        demo::run(once, stop).await
+        let asked = stop::asked()?;
+        demo::run(once, asked).await
     })
 }

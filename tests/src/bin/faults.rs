@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use schemas::Timestamp;
 use tests::faults::{self, Pair, table};
-use tokio::signal::unix::{SignalKind, signal};
+use tests::stop;
 
 /// Every fault on every part of a real hub and node, under load; what must hold after each; the results into
 /// docs/reliability.md.
@@ -47,13 +47,13 @@ fn main() -> ExitCode {
 fn perform(pairs: &[Pair], dry: bool) -> anyhow::Result<Vec<String>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let asked = stop::asked()?;
+        tokio::pin!(asked);
         let mut failed = Vec::new();
         for pair in pairs {
             let outcome = tokio::select! {
                 outcome = faults::run(*pair) => outcome,
-                _ = term.recv() => anyhow::bail!("stopped"),
-                _ = interrupt.recv() => anyhow::bail!("stopped"),
+                () = &mut asked => anyhow::bail!("stopped"),
             };
             if let Err(error) = &outcome {
                 eprintln!("{error:#}");
