@@ -1,6 +1,7 @@
 //! A fleet after the hub was killed: as many real leaf servers as told, each enrolled over the real endpoint and with a real
 //! `sync` of its own. They have no agent process and no containerd: all their modules are in this process.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,6 +104,7 @@ pub async fn run(count: usize) -> anyhow::Result<()> {
         let whole = n % 2 == 0;
         let text = format!("after-{n}");
         let heard = writes(&leafs).await?;
+        let before = futures::future::try_join_all(leafs.iter().map(Leaf::links)).await?;
         let killed = Instant::now();
         if whole {
             cluster.hub().kill9().await?;
@@ -119,7 +121,7 @@ pub async fn run(count: usize) -> anyhow::Result<()> {
             current(heard, &text).await?;
             anyhow::Ok((killed.elapsed(), serves.elapsed()))
         };
-        let links = async { links(&leafs).await.map(|()| killed.elapsed()) };
+        let links = async { links(&leafs, &before).await.map(|()| killed.elapsed()) };
         let ((done, served), links) = tokio::try_join!(edit, links)?;
         eprintln!(
             "killed (whole: {whole}): links {links:.2?}, all current {done:.2?}, {served:.2?} after the edit"
@@ -232,15 +234,24 @@ async fn current(writes: Vec<async_nats::Subscriber>, text: &str) -> anyhow::Res
     futures::future::try_join_all(each).await.map(drop)
 }
 
-/// Waits until every leaf has both of its links.
-async fn links(leafs: &[Leaf]) -> anyhow::Result<()> {
-    let each = leafs.iter().map(|leaf| async move {
-        let ask = format!("$SYS.REQ.SERVER.{}.LEAFZ", leaf.system.server_info().server_id);
+impl Leaf {
+    /// The server's numbers for its links to the hub.
+    async fn links(&self) -> anyhow::Result<BTreeSet<u64>> {
+        let ask = format!("$SYS.REQ.SERVER.{}.LEAFZ", self.system.server_info().server_id);
+        let answer = self.system.request(ask, "{}".into()).await?;
+        let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;
+        let leafs = answer.pointer("/data/leafs").and_then(serde_json::Value::as_array);
+        let number = |link: &serde_json::Value| link.get("id").and_then(serde_json::Value::as_u64);
+        Ok(leafs.into_iter().flatten().filter_map(number).collect())
+    }
+}
+
+/// Waits until every leaf has both of its links, and neither is one from before.
+async fn links(leafs: &[Leaf], before: &[BTreeSet<u64>]) -> anyhow::Result<()> {
+    let each = leafs.iter().zip(before).map(|(leaf, before)| async move {
         until(&format!("{} has its links", leaf.node), LOOK, async || {
-            let answer = leaf.system.request(ask.clone(), "{}".into()).await?;
-            let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;
-            let leafs = answer.pointer("/data/leafs").and_then(serde_json::Value::as_array);
-            Ok(leafs.is_some_and(|leafs| leafs.len() == 2))
+            let now = leaf.links().await?;
+            Ok(now.len() == 2 && now.is_disjoint(before))
         })
         .await
     });

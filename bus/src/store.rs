@@ -25,6 +25,8 @@ pub const TOMBSTONE_TTL: Duration = Duration::from_secs(24 * 3600);
 /// A watch whose server was away is taken up again within this, or its caller starts over.
 const TAKE_UP_TIMEOUT: Duration = Duration::from_secs(10);
 const TAKE_UP_PAUSE: Duration = Duration::from_millis(100);
+/// The header by which a write is known again.
+const WRITE_ID: &str = "Nats-Msg-Id";
 /// So long after the server is back a write from before may still be answered.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -55,8 +57,8 @@ pub enum StoreError {
     },
 }
 
-/// Why nobody knows whether a write was carried out.
-struct Lost(String);
+/// Nobody said whether a write was carried out.
+struct Lost;
 
 /// One bucket.
 #[derive(Clone)]
@@ -93,7 +95,8 @@ impl Store {
         StoreError::Server { bucket: self.bucket.clone(), cause: cause.to_string() }
     }
 
-    /// Sends a write; the second await is its outcome. Sending in order keeps the order of writes.
+    /// Sends a write; the second await is its outcome. Sending in order keeps the order of writes, so one whose answer was
+    /// lost is not sent again: what stands there tells whether it was carried out.
     pub(crate) async fn send(
         &self,
         key: &str,
@@ -101,23 +104,27 @@ impl Store {
         expect: Expect,
         removed: bool,
     ) -> Result<impl Future<Output = Result<u64, WriteError>> + Send + use<>, WriteError> {
-        let outcome = self.send_as(None, key, value, expect, removed).await?;
-        Ok(async move { outcome.await.unwrap_or_else(|lost| Err(WriteError::Failed(lost.0))) })
+        let (store, id, key) = (self.clone(), schemas::object::new_uid(), key.to_owned());
+        let outcome = self.send_as(&id, &key, value, expect, removed).await?;
+        Ok(async move {
+            match outcome.await {
+                Ok(outcome) => outcome,
+                Err(Lost) => store.written_as(&id, &key).await,
+            }
+        })
     }
 
-    /// The same under an ID: the server answers the same write again instead of carrying it out again.
+    /// The same under an ID, by which it is known again.
     async fn send_as(
         &self,
-        id: Option<&str>,
+        id: &str,
         key: &str,
         value: Bytes,
         expect: Expect,
         removed: bool,
     ) -> Result<impl Future<Output = Result<Result<u64, WriteError>, Lost>> + Send + use<>, WriteError> {
         let mut headers = HeaderMap::new();
-        if let Some(id) = id {
-            headers.insert("Nats-Msg-Id", id);
-        }
+        headers.insert(WRITE_ID, id);
         match expect {
             Expect::Any => {}
             Expect::Absent => headers.insert("Nats-Expected-Last-Subject-Sequence", "0"),
@@ -144,14 +151,14 @@ impl Store {
             };
             let ack = tokio::select! {
                 ack = ack.into_future() => ack,
-                () = away => return Err(Lost("the server was away".to_owned())),
+                () = away => return Err(Lost),
             };
             match ack {
                 Ok(ack) => Ok(Ok(ack.sequence)),
                 Err(error) => match error.kind() {
                     PublishErrorKind::WrongLastSequence => Ok(Err(WriteError::Conflict)),
                     // A server that was just started again may not have its streams yet.
-                    PublishErrorKind::StreamNotFound => Err(Lost(error.to_string())),
+                    PublishErrorKind::StreamNotFound | PublishErrorKind::TimedOut => Err(Lost),
                     _ => Ok(Err(WriteError::Failed(error.to_string()))),
                 },
             }
@@ -183,7 +190,8 @@ impl Store {
         }
     }
 
-    /// Asks again for a write whose answer was lost with its server, until it is answered: carried out once.
+    /// Asks again for a write whose answer was lost with its server, for as long as any answer is waited for: it is carried
+    /// out once.
     async fn write_once(
         &self,
         key: &str,
@@ -194,23 +202,25 @@ impl Store {
         let (id, until) = (schemas::object::new_uid(), Instant::now() + REQUEST_TIMEOUT);
         let mut lost = false;
         loop {
-            let sent = self.send_as(Some(&id), key, value.clone(), expect, removed).await?;
-            match sent.await {
+            match self.send_as(&id, key, value.clone(), expect, removed).await?.await {
                 // The server looks at the revision before the ID (measured): it may be our own write that it names.
                 Ok(Err(WriteError::Conflict)) if lost => return self.written_as(&id, key).await,
                 Ok(outcome) => return outcome,
-                Err(Lost(cause)) if Instant::now() >= until => return Err(WriteError::Failed(cause)),
-                Err(_) => tokio::time::sleep(TAKE_UP_PAUSE).await,
+                Err(Lost) if Instant::now() >= until => return self.written_as(&id, key).await,
+                Err(Lost) => tokio::time::sleep(TAKE_UP_PAUSE).await,
             }
             lost = true;
         }
     }
 
-    /// The revision of the entry if that write made it.
+    /// The revision of the entry if that write made it. If another one did, ours may have been there before: a bucket keeps
+    /// one entry of a key.
     async fn written_as(&self, id: &str, key: &str) -> Result<u64, WriteError> {
         let last = self.last(key).await.map_err(|error| WriteError::Failed(error.to_string()))?;
-        let ours = last.filter(|last| last.headers.get("Nats-Msg-Id").is_some_and(|of| of.as_str() == id));
-        ours.map(|last| last.sequence).ok_or(WriteError::Conflict)
+        let ours = last.filter(|last| last.headers.get(WRITE_ID).is_some_and(|of| of.as_str() == id));
+        ours.map(|last| last.sequence).ok_or_else(|| {
+            WriteError::Failed("the server was away, and may have written it or not; look".to_owned())
+        })
     }
 
     /// One entry, tombstones too.
@@ -472,9 +482,15 @@ impl ObjectStore {
         Ok(object)
     }
 
-    /// Writes a new object.
+    /// Writes a new object. If nobody said whether it was written, its UID tells, also when somebody has changed it since.
     pub async fn create(&self, key: &ObjectKey, object: &Object) -> Result<Object, StoreError> {
         let outcome = self.store.put(&key.key(), object.to_bytes(), Expect::Absent).await;
+        if matches!(outcome, Err(WriteError::Failed(_)))
+            && let Ok(Some(there)) = self.get(key).await
+            && there.uid() == object.uid()
+        {
+            return Ok(there);
+        }
         self.written(key, object, outcome, StoreError::Exists).await
     }
 

@@ -24,27 +24,18 @@ pub enum NodeCommand {
     ///
     /// What runs on it runs on; its link is made anew with the new keys, and nothing is lost. Machines do this by
     /// themselves when their keys are 30 days old.
-    Rotate(RotateArgs),
+    Rotate(NodeArgs),
     /// Shut a machine out: its link ends now and its keys are worth nothing any more
     ///
     /// What runs on it goes on running there: the hub has lost its hand on it, not the other way round. The name is free for
     /// another machine, which then gets the pods that wait under it. The same machine comes back only with new keys and a
     /// new token: edgewire join TOKEN --new-keys
-    Revoke(RevokeArgs),
+    Revoke(NodeArgs),
 }
 
-/// Arguments of `edgewire node revoke`.
+/// Arguments of what is done to one machine.
 #[derive(Debug, Args)]
-pub struct RevokeArgs {
-    /// The node
-    node: NodeName,
-    #[command(flatten)]
-    hub: HubArgs,
-}
-
-/// Arguments of `edgewire node rotate`.
-#[derive(Debug, Args)]
-pub struct RotateArgs {
+pub struct NodeArgs {
     /// The node
     node: NodeName,
     #[command(flatten)]

@@ -332,11 +332,9 @@ impl ContainersRim {
             hostname: &hostname,
         };
         runtime.start_container(&started).await?;
-        if let Some(before) = attempt.checked_sub(1) {
-            // Its exit is in our record by now; what stays costs a little room until the pod goes.
-            if let Err(error) = runtime.remove_container(&container_id(&uid, &container.name, before)).await {
-                tracing::debug!(%error, "the attempt before stays in containerd");
-            }
+        // Their ends are in our record by now; what stays costs a little room until the pod goes.
+        if let Err(error) = runtime.remove_older(&uid, &container.name, attempt).await {
+            tracing::debug!(%error, "an attempt before stays in containerd");
         }
         Ok(Started { ip: sandbox.ip, image: image.name, image_id: image.id, since: Timestamp::now() })
     }

@@ -57,7 +57,7 @@ pub struct PodState {
     pub exited: BTreeSet<String>,
     /// Containers whose start failed.
     pub failures: BTreeMap<String, Failure>,
-    /// A stop that failed is tried again then.
+    /// A stop that failed, of the pod or of a container that is to be replaced, is tried again then.
     pub stop_retry_at: Timestamp,
     /// The files of its ConfigMaps and Secrets are behind.
     pub volumes_behind: bool,
@@ -214,7 +214,8 @@ impl PodState {
         let start = |attempt| Step::Start { container: name.clone(), attempt };
         match &record.phase {
             Phase::Running { .. } if differ(&record.spec_hash, self.spec_hash(container)) => {
-                Some(Step::Replace { container: name.clone(), id: record.id.clone() })
+                (self.stop_retry_at <= now)
+                    .then(|| Step::Replace { container: name.clone(), id: record.id.clone() })
             }
             Phase::Running { .. } => None,
             Phase::Waiting => {
@@ -365,6 +366,7 @@ impl PodState {
             let unanswered = !newer && record.phase == Phase::Waiting;
             match newest.state {
                 ContainerState::Running => {
+                    self.failures.remove(&name);
                     out.started.extend(unanswered.then(|| name.clone()));
                     if !matches!(record.phase, Phase::Running { .. }) {
                         record.phase = Phase::Running { since: newest.started_at };
@@ -374,6 +376,7 @@ impl PodState {
                     out.running.push(name);
                 }
                 ContainerState::Exited(_) => {
+                    self.failures.remove(&name);
                     out.started.extend(unanswered.then(|| name.clone()));
                     if record.phase == Phase::Waiting {
                         record.phase = Phase::Running { since: newest.started_at };
@@ -384,6 +387,8 @@ impl PodState {
                 }
                 // Nobody knows how far it came, and it is no end of its own: as kubelet does with a container that was
                 // made and not started, the next attempt follows at once, whatever `restartPolicy` says.
+                // One that failed with an answer left this, and is tried again under the same ID.
+                ContainerState::Lost if unanswered && self.failures.contains_key(&name) => {}
                 ContainerState::Lost if unanswered => {
                     record.attempt = record.attempt.saturating_add(1);
                     record.id = container_id(&uid, &name, record.attempt);

@@ -175,8 +175,8 @@ impl Containers {
                 }))
             }
             Step::Replace { container, id } => {
-                killing.push(format!("Container {container} definition changed, will be restarted"));
-                if let Some(record) = pod.record.containers.get_mut(&container) {
+                if let Some(record) = pod.record.containers.get_mut(&container).filter(|of| !of.replaced) {
+                    killing.push(format!("Container {container} definition changed, will be restarted"));
                     record.replaced = true;
                 }
                 Act::Replace { uid: uid.to_owned(), id, grace_ms: pod.grace_ms() }

@@ -627,6 +627,50 @@ fn a_start_whose_answer_was_lost_is_told_by_what_is_found() {
     }
 }
 
+/// The start was refused, and what was made of it could not be removed: that is no start without an answer.
+#[test]
+fn what_a_refused_start_leaves_is_tried_again_as_the_same_attempt() {
+    let mut world = World::new();
+    world.hold = true;
+    world.pod("u1", 1, one());
+    let Some(start @ Act::Start(_)) = world.held.pop_front() else { panic!("it starts") };
+    world.hold = false;
+    let mut deaf = World { found: BTreeMap::new(), ..World::new() };
+    deaf.act(start);
+    world.found = deaf.found;
+    world.found.values_mut().for_each(|found| found.state = ContainerState::Lost);
+    let error = StartError { reason: "CreateContainerError".into(), message: "no space".into(), away: false };
+    let (uid, container) = ("u1".to_owned(), "main".to_owned());
+    world.apply(Input::Done(Done::Started { uid, container, result: Err(error) }));
+    world.apply(Input::Done(Done::RuntimeBack));
+    assert_eq!((world.acts(), world.reasons()), (vec![], vec!["Failed".to_owned()]));
+    world.wait(1_000);
+    assert_eq!(world.acts(), ["start u1/main/0"]);
+    assert_eq!(world.reasons(), ["Created", "Started"]);
+}
+
+#[test]
+fn a_replacement_that_fails_is_tried_again_after_a_pause_and_told_once() {
+    let mut world = World::new();
+    world.pod("u1", 1, one());
+    world.acts();
+    world.reasons();
+    world.images.push("img2");
+    world.hold = true;
+    world.pod("u1", 8, json!({"containers": [{"name": "main", "image": "img2"}]}));
+    for _ in 0..3 {
+        let Some(Act::Replace { uid, id, .. }) = world.held.pop_front() else { panic!("it replaces") };
+        world.apply(Input::Done(Done::Reaped { uid, id, result: Err("busy".into()) }));
+        assert!(!world.held.iter().any(|act| matches!(act, Act::Replace { .. })), "not at once");
+        world.held.clear();
+        world.wait(10_000);
+        world.held.retain(|act| matches!(act, Act::Replace { .. }));
+    }
+    assert_eq!(world.reasons(), ["Killing"]);
+    world.release();
+    assert_eq!(world.acts(), ["replace u1", "start u1/main/1"]);
+}
+
 #[test]
 fn after_a_reboot_everything_is_started_without_a_hub() {
     let mut world = World::new();

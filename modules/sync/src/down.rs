@@ -88,11 +88,11 @@ impl Down {
                     self.writing.remove(&key);
                 }
                 let at = local.position();
-                if self
-                    .had
-                    .as_ref()
-                    .is_none_or(|had| had.generation != at.generation || had.revision < at.revision)
-                {
+                // What came from a history that the hub no longer has says nothing of the present one.
+                let outlived = |had: &Position| {
+                    self.lineage.as_ref().is_some_and(|of| of.contains(&at) && !of.contains(had))
+                };
+                if self.had.as_ref().is_none_or(|had| had.revision < at.revision || outlived(had)) {
                     self.had = Some(at);
                 }
                 self.held.insert(key, local);

@@ -174,6 +174,13 @@ impl Up {
         self.waiting_bytes = state.bytes;
     }
 
+    fn waits_at_most(&mut self, messages: u64) {
+        if messages < self.waiting {
+            self.waiting_bytes = self.waiting_bytes / self.waiting * messages;
+            self.waiting = messages;
+        }
+    }
+
     /// Contact, or after a doubt.
     pub fn connect(&mut self) -> Step {
         self.phase = Phase::FindingCursor;
@@ -185,7 +192,8 @@ impl Up {
     pub fn disconnect(&mut self) -> Option<u64> {
         self.phase = Phase::Away;
         let (untrimmed, _) = std::mem::take(&mut self.untrimmed);
-        (untrimmed > 0).then_some(self.next.saturating_sub(1))
+        // Not up to what comes next: a dead letter is stepped over before the hub has it in its account.
+        self.confirmed.as_ref().filter(|_| untrimmed > 0).map(|confirmed| confirmed.cursor.sequence)
     }
 
     fn trim(&mut self, sequence: u64) -> Step {
@@ -277,6 +285,8 @@ impl Up {
             None => before_first + 1,
         };
         let trim = taken.is_some() && self.next > state.first_sequence;
+        // What the hub has may still stand there.
+        self.waits_at_most((state.last_sequence + 1).saturating_sub(self.next));
         if let Some(Step::Save(_, confirmed)) = steps.last() {
             self.confirmed = Some(confirmed.clone());
         }
@@ -683,10 +693,28 @@ mod tests {
         up.have(have(vec![stored(25_002)]), MAX);
         up.committed(Ok(8), MAX);
         assert_eq!(up.disconnect(), Some(25_001), "what is left is what waits");
+        // A dead letter that is in no cursor yet: it is not among what the hub has.
+        reads_from(&mut up, Some((7, cursor("g", 25_002))), state("g", 25_003, 99_999));
+        up.have(have(vec![stored(25_003)]), MAX);
+        up.have(have(vec![stored(25_004)]), MAX);
+        up.committed(Ok(8), MAX);
+        let refused = LinkError::Refused { code: 1, cause: "never".into() };
+        assert!(matches!(up.committed(Err(refused), MAX).first(), Some(Step::Dead(..))));
+        assert_eq!(up.disconnect(), Some(25_003));
+        let mut up = self::up();
         // An end of ours in between: it is found at the next contact.
         up.connect();
         let steps = up.found(Some((8, cursor("g", 25_001))), &state("g", 25_001, 99_999));
         assert!(matches!(steps.as_slice(), [Step::Trim(_, 25_001), Step::Read(_, 25_002)]), "{steps:?}");
+    }
+
+    #[test]
+    fn what_the_hub_has_and_is_not_trimmed_does_not_wait() {
+        let mut up = up();
+        let stream = StreamState { messages: 99, bytes: 9_900, ..state("g", 1, 99) };
+        up.connect();
+        up.found(Some((7, cursor("g", 90))), &stream);
+        assert_eq!((up.waiting(), up.waiting_bytes()), (9, 900));
     }
 
     #[test]

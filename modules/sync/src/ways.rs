@@ -91,7 +91,6 @@ impl Ways {
         let every = if soon { TRY_EVERY_MS } else { TRY_LONG_EVERY_MS };
         let away = !self.linked && silent_ms >= TRY_MS;
         let stayed = self.worse_since.is_some_and(|since| now.since_ms(since) >= self.patience_ms());
-        // A clock that was set back must not keep it from looking.
         let rested = self.asked_at.is_none_or(|at| now.since_ms(at) >= every);
         let due = self.several && (away || stayed) && rested;
         if due {

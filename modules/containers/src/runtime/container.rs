@@ -190,7 +190,7 @@ impl Runtime {
             parent: Self::top_snapshot(image),
             labels: HashMap::new(),
         };
-        let prepared = self.client.snapshots().prepare(self.call(request)).await;
+        let prepared = self.client.snapshots().prepare(self.copy_call(request)).await;
         if let Some(reply) = tolerate(prepared, Code::AlreadyExists, what())? {
             return Ok(reply.into_inner().mounts);
         }
@@ -199,17 +199,39 @@ impl Runtime {
         Ok(reply.into_inner().mounts)
     }
 
-    /// Logs of this attempt and the one before are kept.
+    /// Logs of this attempt are kept, and of the last one before it that said anything.
     fn drop_old_logs(&self, log_path: &Path, attempt: u32) {
         let Some(dir) = log_path.parent() else { return };
+        let mut older = Vec::new();
         for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let of = name.split('.').next().and_then(|n| n.parse::<u32>().ok());
-            if of.is_some_and(|of| of + 1 < attempt) {
-                // A file that stays costs bounded space and is tried again at the next start.
-                let _ = std::fs::remove_file(entry.path());
+            if let Some(of) = of.filter(|of| *of < attempt) {
+                older.push((of, entry.metadata().is_ok_and(|file| file.len() > 0), entry.path()));
             }
         }
+        let last = older.iter().filter(|(_, spoke, _)| *spoke).map(|(of, ..)| *of).max();
+        for (_, _, path) in older.into_iter().filter(|(of, ..)| Some(*of) != last) {
+            // A file that stays costs bounded space and is tried again at the next start.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Removes the attempts before this one: the last that ran, and those after it whose start was cut short.
+    pub async fn remove_older(
+        &self,
+        pod_uid: &str,
+        container: &str,
+        attempt: u32,
+    ) -> Result<(), RuntimeError> {
+        for before in (0..attempt).rev() {
+            let id = container_id(pod_uid, container, before);
+            if self.find(&id).await?.is_none() {
+                break;
+            }
+            self.remove_container(&id).await?;
+        }
+        Ok(())
     }
 
     /// All our containers, as containerd knows them now.

@@ -169,7 +169,7 @@ impl Runtime {
     }
 
     pub(super) fn leased<T>(&self, body: T, lease: &str) -> tonic::Request<T> {
-        let mut request = self.call(body);
+        let mut request = self.copy_call(body);
         if let Ok(value) = lease.parse() {
             request.metadata_mut().insert("containerd-lease", value);
         }

@@ -33,6 +33,8 @@ use tonic::metadata::{Ascii, MetadataValue};
 
 /// How long one call to containerd may take before it counts as failed.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same for one that writes or copies an image's files, on whatever disk.
+const COPY_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// Where containerd is and what of the machine is ours. Several edges may share a machine: data directory, containerd
 /// namespace, bridge and pod subnet must then differ.
@@ -184,13 +186,9 @@ impl RuntimeError {
         matches!(self, Self::Containerd { code: tonic::Code::NotFound, .. })
     }
 
-    /// Is containerd away (rather than unwilling)? Then nothing can be said about any container.
+    /// Is containerd away (rather than unwilling, or slow)? Then nothing can be said about any container.
     pub fn is_unreachable(&self) -> bool {
-        matches!(
-            self,
-            Self::Unreachable { .. }
-                | Self::Containerd { code: tonic::Code::Unavailable | tonic::Code::DeadlineExceeded, .. }
-        )
+        matches!(self, Self::Unreachable { .. } | Self::Containerd { code: tonic::Code::Unavailable, .. })
     }
 
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
@@ -203,9 +201,13 @@ impl RuntimeError {
 pub(crate) fn refused(what: impl Into<String>) -> impl FnOnce(tonic::Status) -> RuntimeError {
     let what = what.into();
     move |status| {
-        // A status that was made on our side, of a connection that broke, has a cause; one that containerd sent has none.
-        let lost = std::error::Error::source(&status).is_some();
-        let code = if lost { tonic::Code::Unavailable } else { status.code() };
+        // A status that was made on our side has a cause, and one that containerd sent has none: the connection broke, or
+        // our patience ended.
+        let code = match std::error::Error::source(&status) {
+            Some(cause) if cause.is::<tonic::TimeoutExpired>() => tonic::Code::DeadlineExceeded,
+            Some(_) => tonic::Code::Unavailable,
+            None => status.code(),
+        };
         RuntimeError::Containerd { what, code, message: status.message().to_owned() }
     }
 }
@@ -267,6 +269,13 @@ impl Runtime {
     pub(crate) fn call<T>(&self, body: T) -> tonic::Request<T> {
         let mut request = self.endless_call(body);
         request.set_timeout(CALL_TIMEOUT);
+        request
+    }
+
+    /// A call that takes as long as its bytes do.
+    pub(crate) fn copy_call<T>(&self, body: T) -> tonic::Request<T> {
+        let mut request = self.endless_call(body);
+        request.set_timeout(COPY_TIMEOUT);
         request
     }
 

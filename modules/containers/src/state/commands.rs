@@ -7,6 +7,10 @@ use super::{Containers, Effects};
 use crate::effects::{Act, ExecSession, LogsSession};
 use crate::pod::PodState;
 use crate::record::Phase;
+use crate::runtime::container::container_id;
+
+/// So many attempts back the one that ran last is looked for: those between were cut short at their start.
+const CUT_SHORT_MAX: usize = 64;
 
 impl Containers {
     /// The pod of that name, the one that stays before one that goes, and the container in it.
@@ -57,7 +61,10 @@ impl Containers {
         let running = matches!(record.phase, Phase::Running { .. });
         // A restart that waits has nothing to say yet: the last words of the attempt before are what is wanted.
         let waits = record.phase == Phase::Waiting;
-        let before = record.attempt.checked_sub(1);
+        let ran_last = |attempt: &u32| {
+            record.last.as_ref().is_some_and(|last| last.id == container_id(&uid, &container, *attempt))
+        };
+        let before = (0..record.attempt).rev().take(CUT_SHORT_MAX).find(ran_last);
         match (open.previous, waits, before) {
             (true, _, Some(before)) | (false, true, Some(before)) => Ok((uid, container, before, false)),
             (true, _, None) => {

@@ -189,10 +189,12 @@ impl Containers {
         let Some(pod) = self.pods.get_mut(uid) else { return };
         pod.exited.remove(id);
         let Ok(Some(exit)) = result else {
-            // It runs after all, or containerd is away: the next list says.
+            // It runs after all, or containerd is away: the next list says. If it was to be replaced, it still is.
             self.relist_at = now.plus_ms(RELIST_RETRY_MS);
+            pod.stop_retry_at = self.relist_at;
             return;
         };
+        pod.stop_retry_at = Timestamp(0);
         let Some(name) = pod.ended(id, Some(exit), now) else { return };
         let backoff_ms = pod.record_of(&name).map_or(0, |record| record.backoff_ms);
         if backoff_ms > 0 && pod.restarts(&name, exit.code) {
