@@ -17,7 +17,7 @@ use schemas::name::NodeName;
 use tokio::sync::{OnceCell, mpsc};
 
 use crate::referenced::Referenced;
-use crate::runtime::container::{Exit, FoundContainer, StartContainer, container_id};
+use crate::runtime::container::{Exit, FoundContainer, StartContainer};
 use crate::runtime::image::blocking;
 use crate::runtime::sandbox::SandboxRequest;
 use crate::runtime::{Runtime, RuntimeConfig, RuntimeError};

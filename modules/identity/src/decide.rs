@@ -204,6 +204,7 @@ impl Identity {
                 effects.push(Effect::Act(Act::Revoke(Some(message), record)));
             }
             (Waiting::Promoted(message, record, heard), Ok(_)) => {
+                effects.push(crate::nodes::renewed(&record, now));
                 effects.push(Effect::Act(Act::Retire(Some((message, heard)), record)));
             }
             (

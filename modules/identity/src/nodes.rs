@@ -5,6 +5,7 @@
 
 use bus::module::{Account, Effect, Expect, Message};
 use schemas::Timestamp;
+use schemas::audit::AuditRecord;
 use schemas::command::Refusal;
 use schemas::credential::{Enroll, Holding, NodeRecord};
 use schemas::name::NodeName;
@@ -12,7 +13,7 @@ use schemas::subject;
 use serde_json::{Value, json};
 
 use crate::decide::{Act, Answer, Effects, Identity, Waiting, body};
-use crate::{edge, sha256_hex};
+use crate::{NAME, edge, sha256_hex};
 
 /// A node that was told to renew its keys has so long.
 const ROTATION_TIMEOUT_MS: u64 = 8_000;
@@ -272,6 +273,23 @@ impl Identity {
             effects.extend(Effect::reply(&message, &answer));
         }
     }
+}
+
+/// A node's keys are others now: on record whoever wanted it, because a thief of the old ones can do it too.
+pub(crate) fn renewed(record: &NodeRecord, now: Timestamp) -> Effect<Act> {
+    let audit = AuditRecord {
+        id: format!("hub-{NAME}-{}-{}", record.node, record.control_key),
+        at: now,
+        node: subject::DOMAIN_HUB.to_owned(),
+        user: record.node.to_string(),
+        verb: "node.renew".to_owned(),
+        object: format!("nodes/{}", record.node),
+        code: 200,
+        count: 1,
+        detail: format!("its keys are {} and {} now", record.control_key, record.work_key),
+    };
+    let (subject, headers) = bus::audit::addressed(&audit, NAME);
+    Effect::Report { subject, headers, payload: schemas::encode(&audit) }
 }
 
 /// Who asks what, of a question of a node's own.

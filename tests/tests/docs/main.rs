@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tests::cluster::programs::{ours, root};
-use text::{Snippet, codes, files, headings, links, snippets, without_comments, without_tests};
+use text::{Snippet, codes, files, headings, links, reasons, snippets, without_comments, without_tests};
 
 fn expect_none(complaints: &[String]) {
     assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
@@ -100,6 +100,29 @@ fn every_error_code_is_listed_with_cause_and_cure() {
             complaints.push(format!("{path}: nothing says {code}"));
         }
     }
+    expect_none(&complaints);
+}
+
+#[test]
+fn every_event_that_a_node_tells_is_listed() {
+    let page = fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
+    let (_, table) = page.split_once("## What nodes tell as events").unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    let mut seen = BTreeSet::new();
+    let mut complaints = Vec::new();
+    for (path, text) in sources() {
+        let tells = ["modules/sync/", "modules/containers/", "modules/identity/src/edge", "edge-runtime/"];
+        if !tells.iter().any(|start| path.starts_with(start)) {
+            continue;
+        }
+        for reason in reasons(&without_comments(&without_tests(&text), "//")) {
+            if !table.contains(&format!("`{reason}`")) {
+                complaints.push(format!("{path}: {reason} is not in the table of docs/troubleshooting.md"));
+            }
+            seen.insert(reason);
+        }
+    }
+    assert!(seen.len() > 20, "only {seen:?} were found in the sources");
     expect_none(&complaints);
 }
 

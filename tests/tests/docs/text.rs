@@ -43,6 +43,23 @@ pub fn normal(path: &Path) -> String {
     parts.join("/")
 }
 
+/// Reasons of events in a source: words in quotes where an event is told.
+pub fn reasons(source: &str) -> Vec<String> {
+    let one_line = source.split_whitespace().collect::<Vec<_>>().join(" ");
+    let parts: Vec<&str> = one_line.split('"').collect();
+    let told = |before: &str| {
+        let leads = ["Severity::Warning,", "Severity::Normal,", "Tell(", "push((", "(true,", "(false,"];
+        leads.iter().any(|lead| before.trim_end().ends_with(lead))
+    };
+    let is_word = |word: &str| {
+        word.starts_with(|c: char| c.is_ascii_uppercase())
+            && word.contains(|c: char| c.is_ascii_lowercase())
+            && word.chars().all(|c| c.is_ascii_alphabetic())
+    };
+    let pairs = parts.windows(2).filter(|pair| told(pair[0]) && is_word(pair[1]));
+    pairs.map(|pair| pair[1].to_owned()).collect()
+}
+
 /// What stands in code: a line of a fenced block, or a span between back-ticks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snippet {

@@ -107,6 +107,12 @@ async fn keys_are_renewed_under_a_running_node_and_the_old_ones_open_nothing() -
         all_arrived(&cluster, &edge, 60).await?;
     }
     told(&cluster, &["KeysRenewed"], "edge-a").await?;
+    let of_node = ["audit", "--json", "--user", "edge-a", "--verb", "node.renew"];
+    eventually("both renewals are on record", 30, async || {
+        let records: serde_json::Value = serde_json::from_str(&edgewire(&cluster, &of_node).await?.ok()?)?;
+        Ok(records.as_array().is_some_and(|all| all.len() == 2))
+    })
+    .await?;
     the_same(&edge, &[&sensing], "while its node changed keys")?;
 
     // The machine starts again with what it has; nobody who is away is waited for.
