@@ -183,9 +183,11 @@ impl Down {
             })
             .map(|(key, _)| key.clone())
             .collect();
-        // A first copy is no repair, nor is what changed while nobody was listening.
+        // What changed while nobody was listening was not lost. Of what was here before our own start nobody knows: what
+        // the pull does not bring then has been here.
+        let first = self.lineage.is_none();
         let had = self.had.as_ref().filter(|had| lineage.contains(had)).map_or(0, |had| had.revision);
-        let is_older = |key: &&DesiredKey| listed.get(*key).is_some_and(|revision| *revision <= had);
+        let is_older = |key: &&DesiredKey| first || listed.get(*key).is_some_and(|revision| *revision <= had);
         self.lost = self.missing.iter().filter(is_older).cloned().collect();
         self.missing.append(&mut self.unplaced);
         let mut orphans = BTreeSet::new();
@@ -486,7 +488,13 @@ mod tests {
             matches!(steps.as_slice(), [Step::Get(get)] if get.keys == [key("a"), key("c")]),
             "{steps:?}"
         );
-        assert!(Down::default().drained(1000).is_none());
+
+        let mut anew = Down::default();
+        anew.local(key("a"), Some(Local { revision: 5, desired: desired("e1", 3) }));
+        anew.connect(1000);
+        anew.page(list(lineage(&[("e1", 0)]), 8, &[("a", 5), ("b", 8)]), 1000);
+        let steps = anew.drained(1000).unwrap();
+        assert!(matches!(steps.as_slice(), [Step::Repairing(1), Step::Get(_)]), "{steps:?}");
     }
 
     #[test]
