@@ -12,6 +12,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy, pull};
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::DirectGetErrorKind;
 use bytes::Bytes;
 use futures::StreamExt;
 use schemas::subject;
@@ -232,14 +233,27 @@ impl Store {
         Ok(last.map(|last| self.entry(key.to_owned(), last.sequence, &last.headers, &last.payload)))
     }
 
+    /// Asks once more when the answer was lost with the server, for as long as any answer is waited for.
     async fn last(&self, key: &str) -> Result<Option<StreamMessage>, StoreError> {
-        let stream = self.stream().await?;
-        match stream.direct_get_last_for_subject(subject::kv(&self.bucket, key)).await {
-            Ok(message) => Ok(Some(message)),
-            Err(error) if error.kind() == async_nats::jetstream::stream::DirectGetErrorKind::NotFound => {
-                Ok(None)
+        let (subject, until) = (subject::kv(&self.bucket, key), Instant::now() + REQUEST_TIMEOUT);
+        let mut lost = false;
+        loop {
+            let renewed = self.bus.renewed();
+            let away = async {
+                renewed.await;
+                tokio::time::sleep(ANSWER_TIMEOUT).await;
+            };
+            let stream = self.stream().await?;
+            tokio::select! {
+                answer = stream.direct_get_last_for_subject(subject.as_str()) => match answer {
+                    Ok(message) => return Ok(Some(message)),
+                    Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
+                    // A server that was just started again may not have its streams yet.
+                    Err(_) if lost && Instant::now() < until => tokio::time::sleep(TAKE_UP_PAUSE).await,
+                    Err(error) => return Err(self.fail(error)),
+                },
+                () = away => lost = true,
             }
-            Err(error) => Err(self.fail(error)),
         }
     }
 

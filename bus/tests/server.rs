@@ -759,6 +759,8 @@ async fn a_write_whose_answer_was_lost_is_carried_out_once() {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
                 let expect = if revision == 0 { Expect::Absent } else { Expect::Revision(revision) };
                 let asked = Instant::now();
+                let there = store.get("k").await.unwrap();
+                assert_eq!(there.map_or(0, |entry| entry.revision), revision, "after {:?}", asked.elapsed());
                 let written = store.put("k", revision.to_string().into(), expect).await;
                 longest = longest.max(asked.elapsed());
                 assert_eq!(written, Ok(revision + 1), "after {:?}", asked.elapsed());
