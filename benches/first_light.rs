@@ -30,6 +30,7 @@ const IMAGE: &str = "docker.io/library/busybox:demo";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    tests::quiet::or_refuse()?;
     tests::stop::unless_asked(Box::pin(measure())).await
 }
 

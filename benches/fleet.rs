@@ -28,6 +28,7 @@ use sync::rim::EdgeRim;
 use tests::cluster::pods::{IDLE, pod};
 use tests::cluster::{Cluster, programs};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::{Api, PATIENCE};
 use crate::{row, until};
@@ -44,6 +45,9 @@ const EDIT_LOOK: Duration = Duration::from_millis(20);
 /// Between two kills: each meets a fleet at rest, as all links stood before it.
 const PAUSE: Duration = Duration::from_secs(5);
 const READY: Duration = Duration::from_secs(60);
+/// Looks for servers that are still there after the end, and what lies between them: longer than a supervisor's first pauses.
+const GONE_LOOKS: u32 = 10;
+const GONE_LOOK: Duration = Duration::from_millis(200);
 
 /// One of them.
 struct Leaf {
@@ -52,7 +56,7 @@ struct Leaf {
     /// A connection to its own bus, and one in its server's own account.
     bus: Bus,
     system: async_nats::Client,
-    modules: tokio::task::JoinHandle<()>,
+    modules: AbortOnDropHandle<()>,
 }
 
 /// Kills the servers on every way out.
@@ -60,12 +64,21 @@ struct Fleet {
     dirs: Vec<std::path::PathBuf>,
 }
 
+impl Fleet {
+    fn servers(&self) -> Vec<Record> {
+        let files = |dir: &Path| Files { dir: dir.join("nats"), name: "nats-server" };
+        self.dirs.iter().filter_map(|dir| Record::find(&files(dir))).collect()
+    }
+}
+
 impl Drop for Fleet {
+    /// More than once: who looks after a server ends when its task is next run, and until then starts what was killed anew.
     fn drop(&mut self) {
-        for dir in &self.dirs {
-            if let Some(record) = Record::find(&Files { dir: dir.join("nats"), name: "nats-server" }) {
-                record.signal(Signal::SIGKILL);
+        for _ in 0..GONE_LOOKS {
+            for server in self.servers() {
+                server.signal(Signal::SIGKILL);
             }
+            std::thread::sleep(GONE_LOOK);
         }
     }
 }
@@ -184,11 +197,11 @@ async fn leaf(name: &str, dir: &Path, token: &str, stop: &CancellationToken) -> 
         let rim = EdgeRim::new(name.clone(), boot.clone(), facts.clone(), rim_server.clone());
         (Sync::new(name.clone(), boot, Vec::new()), rim)
     });
-    let modules = tokio::spawn(async move {
+    let modules = AbortOnDropHandle::new(tokio::spawn(async move {
         if let Err(error) = host.run().await {
             eprintln!("a leaf's modules ended: {error}");
         }
-    });
+    }));
     let system = server.sys_client().await?;
     Ok(Leaf { node, server, bus, system, modules })
 }

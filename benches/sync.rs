@@ -40,6 +40,7 @@ const LOOK: Duration = Duration::from_millis(5);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    tests::quiet::or_refuse()?;
     tests::stop::unless_asked(Box::pin(measure())).await
 }
 

@@ -1,5 +1,5 @@
-//! Authorities that follow one another, and certificates that are made anew, under real servers: who trusts the old, the new
-//! or both gets in while both are trusted, nobody's connection ends, and afterwards the old one is worth nothing.
+//! What connections stand on is replaced under real servers, and none of them ends for it: authorities that follow one
+//! another, certificates that are made anew, a node's keys. Afterwards the old ones are worth nothing.
 // These tests judge the servers from outside, with a raw client; and a test fails by a panic, also in its helpers.
 #![allow(
     clippy::disallowed_methods,
@@ -15,11 +15,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use async_nats::ConnectOptions;
+use bus::identity::deferral::Deferral;
 use bus::identity::{Permissions, Tls, fingerprints};
 use bus::module::Account;
 use bus::server::{HubConfig, HubLink, LeafServer, Refusal};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use schemas::credential::NodeKeys;
 
 use support::{Ground, Hub, eventually, hub_config, leaf, sans};
 
@@ -224,5 +226,46 @@ async fn who_speaks_nothing_newer_than_tls_1_2_is_refused() {
         let outcome = options.connect(format!("tls://127.0.0.1:{}", hub.config.listen.port())).await;
         assert_eq!(outcome.is_ok(), is_in, "{version:?}");
     }
+    hub.server.stop().await.unwrap();
+}
+
+/// A node's new keys lie on disk and its link goes on; the old ones are in use until it breaks, and are then worth nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn new_keys_end_no_link_and_are_used_by_the_next() {
+    let ground = Ground::new("deferral");
+    let hub = Hub::start(&ground).await;
+    let (link, old) = hub.enrol("n1");
+    let edge = leaf(&ground, "n1", Some(link)).await;
+    let before = linked(&edge, "both links stand").await;
+    let data = ground.dir("n1-data");
+    let deferral = Deferral::new(&data, &edge);
+    assert_eq!(deferral.in_use(&edge).await, None);
+    let of_link = NodeKeys { control_key: old.clone(), work_key: old.clone() };
+    deferral.begin(of_link.clone(), &edge).await.unwrap();
+    let (_, new) = hub.enrol("n1");
+    assert_ne!(old, new, "others lie on disk");
+    assert_eq!(deferral.in_use(&edge).await.as_ref(), Some(&of_link));
+    // The agent's next life knows it too.
+    let deferral = Deferral::new(&data, &edge);
+    assert_eq!(deferral.in_use(&edge).await.as_ref(), Some(&of_link));
+    assert_eq!(links(&edge).await, before, "the links stand");
+
+    // However the link came to its end. (The server is listened to a moment after its start.)
+    eventually("what lies on disk is in use", async || {
+        edge.rebuild_links().await.is_ok() && deferral.in_use(&edge).await.is_none()
+    })
+    .await;
+    assert_eq!(Deferral::new(&data, &edge).in_use(&edge).await, None, "for good");
+    let now = linked(&edge, "both links stand again").await;
+    for account in [Account::Control, Account::Work] {
+        hub.server.revoke(account, &old).await.unwrap();
+    }
+    // A revocation is in force when it is answered.
+    assert_eq!(links(&edge).await, now, "the old keys' end ends no link");
+    for account in [Account::Control, Account::Work] {
+        hub.server.revoke(account, &new).await.unwrap();
+    }
+    eventually("the links were made with the new keys", async || links(&edge).await.is_empty()).await;
+    edge.stop().await.unwrap();
     hub.server.stop().await.unwrap();
 }

@@ -220,7 +220,7 @@ fn modules(
     });
     let (name, data_dir, server) = (node.clone(), config.data_dir.clone(), leaf.clone());
     host.module(spec(identity::edge::NAME, identity::edge::flows(node)), move || {
-        let rim = MembershipRim { node: name.clone(), data_dir: data_dir.clone(), server: server.clone() };
+        let rim = MembershipRim::new(name.clone(), data_dir.clone(), server.clone());
         (Membership::new(name.clone()), rim)
     });
     let runtime = runtime_config(config);

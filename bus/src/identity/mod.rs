@@ -7,11 +7,12 @@
 //! * [`jwt`] the tokens themselves: pure
 //! * [`HubKeys`] the hub's keys on disk, users, revocation
 //! * [`Permissions`], [`node_permissions`] allow-lists
-//! * [`membership`] what enrolment leaves on a node's disk
+//! * [`membership`] what enrolment leaves on a node's disk; [`deferral`] which of it its link does not use yet
 //! * [`Tls`] the hub's certificate authorities and server certificate
 
 mod allow;
 mod authority;
+pub mod deferral;
 mod files;
 pub mod jwt;
 mod keys;

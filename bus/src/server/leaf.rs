@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
 
 use super::binary::{self, Binary};
-use super::child::Files;
+use super::child::{Files, Record};
 use super::hub::{common, digest, reachable};
 use super::process::{Login, Plan, Probe, Supervisor};
 use super::unlinked::Breaks;
@@ -27,7 +27,7 @@ use crate::module::Account;
 pub(super) const SYS_USER: &str = "_supervisor";
 /// What a leaf's Go runtime is told: it collects twice as often as usual, which keeps it small, and from the limit on all the
 /// time. The limit is above what a server under load needs: with 20 MiB it collected more than it served (measured).
-const GO: [(&str, &str); 2] = [("GOGC", "50"), ("GOMEMLIMIT", "32MiB")];
+const GO: [(&str, &str); 2] = [("GOGC", "50"), ("GOMEMLIMIT", "48MiB")];
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How a node's server is to run.
@@ -250,6 +250,11 @@ impl LeafServer {
     pub async fn restart(&self) -> Result<(), ServerError> {
         let plan = self.state.lock().await.plan()?;
         self.within(self.supervisor.replace(plan)).await
+    }
+
+    /// The server's process, when one runs.
+    pub async fn process(&self) -> Option<Record> {
+        Record::find(&self.files().await)
     }
 
     /// What the server refuses from now on.

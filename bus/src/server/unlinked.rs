@@ -42,6 +42,11 @@ impl Breaks {
 }
 
 impl LeafServer {
+    /// How many links broke since the server is looked after: in CONTROL, in WORK.
+    pub fn links_lost(&self) -> [u64; 2] {
+        [*self.breaks.control.borrow(), *self.breaks.work.borrow()]
+    }
+
     /// Ends when a link of `account` breaks from now on. When the server itself is away it does not end: its clients notice
     /// that themselves.
     pub fn link_lost(&self, account: Account) -> impl Future<Output = ()> + Send + use<> {

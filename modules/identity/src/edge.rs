@@ -5,6 +5,10 @@
 //! which ends the link; the node's server makes it anew with what is on disk. Nothing is remembered: the node says what it
 //! holds at every start, so whatever dies in between ends with one set of keys on both sides.
 //!
+//! Keys that are renewed for their age end no link: what lies on disk is used when the link is next made, for whatever reason,
+//! and until then the node holds what its link was made with (see [`Deferral`]). A link that stands for as long again is then
+//! made anew. At the hub's word, and where the old keys may too little, it is made anew at once.
+//!
 //! With its keys it says whom it trusts, and is told the hub's authorities when they are others; the hub asks it to say so
 //! (`say`) while it knows of a difference. It trusts what it is told when its server has read it: only then it says so.
 //!
@@ -16,8 +20,9 @@ use std::time::Duration;
 
 use bus::connection::Handles;
 use bus::flow::Flow;
-use bus::identity::fingerprints;
+use bus::identity::deferral::Deferral;
 use bus::identity::membership::{self, Keys};
+use bus::identity::{IdentityError, fingerprints};
 use bus::module::{Effect, Input, Module, Rim};
 use bus::server::LeafServer;
 use schemas::Timestamp;
@@ -58,7 +63,14 @@ pub enum Act {
     /// Make new keys, beside those that are used.
     MakeKeys,
     /// Replace the credentials on disk by these, of the new keys.
-    Adopt(Box<Enrolled>),
+    Adopt {
+        /// The credentials.
+        enrolled: Box<Enrolled>,
+        /// Have the link made anew; otherwise they wait for its next beginning.
+        at_once: bool,
+    },
+    /// Have the link made anew with what lies on disk.
+    Use,
     /// Trust these authorities (PEM) and no others.
     Trust(String),
 }
@@ -66,9 +78,11 @@ pub enum Act {
 /// What the credentials on disk stand for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
-    /// The keys, and whom the node's server trusts.
+    /// The keys that the link was made with, and whom the node's server trusts.
     pub holding: Holding,
-    /// Since when they are.
+    /// Others lie on disk, for the link's next beginning.
+    pub is_deferred: bool,
+    /// Since when those on disk are.
     pub issued: Timestamp,
     /// They may not do all that this version of the node does.
     pub is_outdated: bool,
@@ -93,7 +107,10 @@ enum Stage {
     /// Nothing.
     Idle,
     /// Keys are made and signed.
-    Renewing,
+    Renewing {
+        /// And the link is made anew with them.
+        at_once: bool,
+    },
     /// The hub is told what the node holds.
     Telling(Holding),
 }
@@ -110,6 +127,8 @@ pub struct Membership {
     distrust_told: bool,
     /// New keys were asked for because the present ones may not do all of it.
     outgrown: bool,
+    /// New keys lie on disk, for the link's next beginning.
+    is_deferred: bool,
 }
 
 type Effects = Vec<Effect<Act>>;
@@ -138,6 +157,7 @@ impl Membership {
             events: 0,
             distrust_told: false,
             outgrown: false,
+            is_deferred: false,
         }
     }
 
@@ -152,12 +172,17 @@ impl Membership {
         }
     }
 
-    fn begin(&mut self) -> Effects {
-        if self.stage == Stage::Renewing {
+    fn is_renewing(&self) -> bool {
+        matches!(self.stage, Stage::Renewing { .. })
+    }
+
+    fn begin(&mut self, at_once: bool) -> Effects {
+        if self.is_renewing() {
             return Vec::new();
         }
-        self.stage = Stage::Renewing;
-        vec![Effect::Act(Act::MakeKeys)]
+        self.stage = Stage::Renewing { at_once };
+        // Those that wait are new to everybody but the hub.
+        vec![Effect::Act(if self.is_deferred { Act::Use } else { Act::MakeKeys })]
     }
 
     fn failed(&mut self, why: &str, now: Timestamp) -> Effects {
@@ -184,20 +209,21 @@ impl Membership {
     }
 
     fn holding(&mut self, found: Found, now: Timestamp) -> Effects {
-        if self.stage == Stage::Renewing {
+        self.is_deferred = found.is_deferred;
+        if self.is_renewing() {
             return Vec::new();
         }
-        let Found { holding: held, issued, is_outdated } = found;
+        let Found { holding: held, issued, is_outdated, .. } = found;
         // Once: a hub that is older than the node signs no more than it knows.
         if is_outdated && !std::mem::replace(&mut self.outgrown, true) {
-            return self.begin();
+            return self.begin(true);
         }
         // By looks that were taken, not by the clock that the age is judged with; never at a start.
         if self.looks.is_multiple_of(RENEWALS_MS / LOOK_MS)
             && self.looks > 1
             && now.since_ms(issued) > RENEW_AFTER_MS
         {
-            return self.begin();
+            return self.begin(false);
         }
         self.stage = Stage::Telling(held);
         self.ask_at = Some(now);
@@ -222,21 +248,22 @@ impl Membership {
         let reply =
             outcome.and_then(|bytes| schemas::decode::<Reply<Value>>(&bytes).map_err(|e| e.to_string()));
         match (token, reply) {
-            (RENEW, Ok(Ok(value))) if self.stage == Stage::Renewing => {
-                match serde_json::from_value::<Enrolled>(value) {
-                    Ok(enrolled) => vec![Effect::Act(Act::Adopt(Box::new(enrolled)))],
-                    Err(error) => self.failed(&format!("the hub's answer: {error}"), now),
+            (RENEW, reply) => {
+                let Stage::Renewing { at_once } = self.stage else { return Vec::new() };
+                let read =
+                    |value| serde_json::from_value(value).map_err(|e| format!("the hub's answer: {e}"));
+                match reply.and_then(|reply| reply.map_err(|refusal| refusal.message)).and_then(read) {
+                    Ok(enrolled) => vec![Effect::Act(Act::Adopt { enrolled: Box::new(enrolled), at_once })],
+                    Err(why) => self.failed(&why, now),
                 }
             }
-            (RENEW, Ok(Err(refusal))) if self.stage == Stage::Renewing => self.failed(&refusal.message, now),
-            (RENEW, Err(error)) if self.stage == Stage::Renewing => self.failed(&error, now),
-            (HOLDING, Ok(Ok(value))) if self.stage != Stage::Renewing => {
+            (HOLDING, Ok(Ok(value))) if !self.is_renewing() => {
                 self.stage = Stage::Idle;
                 let heard: Heard = serde_json::from_value(value).unwrap_or_default();
                 heard.ca_pem.map(|pem| Effect::Act(Act::Trust(pem))).into_iter().collect()
             }
             // Half of the credentials were replaced when the machine fell: the new keys are still there, ask again.
-            (HOLDING, Ok(Err(refusal))) if refusal.code == "EW-NODE-KEYS" => self.begin(),
+            (HOLDING, Ok(Err(refusal))) if refusal.code == "EW-NODE-KEYS" => self.begin(true),
             // Not heard: asked again.
             _ => Vec::new(),
         }
@@ -250,15 +277,20 @@ impl Module for Membership {
     fn apply(&mut self, input: Input<Done>, now: Timestamp) -> Effects {
         match input {
             Input::Message(message) if message.subject.ends_with(".say") => vec![Effect::Act(Act::Look)],
-            Input::Message(_) => self.begin(),
+            Input::Message(_) => self.begin(true),
             Input::Tick => self.tick(now),
             Input::Answered { token, outcome } => self.answered(token, outcome, now),
             Input::Done(Done::Holding(Some(found))) => self.holding(found, now),
             Input::Done(Done::Made(Ok(keys))) => vec![self.ask("identity.renew", &keys, RENEW)],
             Input::Done(Done::Made(Err(why)) | Done::Adopted(Err(why))) => self.failed(&why, now),
             Input::Done(Done::Adopted(Ok(()))) => {
-                self.stage = Stage::Idle;
-                let text = "the node has new keys; its link is made anew with them".to_owned();
+                let text = match std::mem::replace(&mut self.stage, Stage::Idle) {
+                    Stage::Renewing { at_once: false } if !std::mem::take(&mut self.is_deferred) => {
+                        "the node has new keys; its link is made with them when it is made anew"
+                    }
+                    _ => "the node has new keys; its link is made anew with them",
+                };
+                let text = text.to_owned();
                 vec![self.tell(Severity::Normal, "KeysRenewed", text, now), Effect::Act(Act::Look)]
             }
             Input::Done(Done::Trusts(Ok(()))) => {
@@ -279,24 +311,51 @@ impl Module for Membership {
 
 /// The rim: what enrolment left on disk.
 pub struct MembershipRim {
-    /// The node.
-    pub node: NodeName,
-    /// Its data directory.
-    pub data_dir: PathBuf,
-    /// Its server, which connects to the hub.
-    pub server: Arc<LeafServer>,
+    node: NodeName,
+    data_dir: PathBuf,
+    server: Arc<LeafServer>,
+    deferral: Deferral,
 }
 
 impl MembershipRim {
-    /// What the node holds. Of the authorities what its server has read counts, not what lies on disk.
+    /// The rim of `node`, which keeps its membership in `data_dir` and whose `server` connects to the hub.
+    pub fn new(node: NodeName, data_dir: PathBuf, server: Arc<LeafServer>) -> Self {
+        let deferral = Deferral::new(&data_dir, &server);
+        Self { node, data_dir, server, deferral }
+    }
+
+    /// What the node holds: what its server has read and its link was made with, not what lies on disk.
     async fn look(&self) -> Result<Option<Found>, String> {
         let held = membership::holding(&self.data_dir).map_err(|error| error.to_string())?;
         let Some(held) = held else { return Ok(None) };
         let trusts = self.server.authorities().await.map_err(|error| error.to_string());
         let trusts = trusts.and_then(|pem| fingerprints(&pem).map_err(|error| error.to_string()))?;
-        let keys = NodeKeys { control_key: held.control, work_key: held.work };
+        let in_use = self.deferral.in_use(&self.server).await;
+        let is_deferred = in_use.is_some();
+        let keys = in_use.unwrap_or(NodeKeys { control_key: held.control, work_key: held.work });
         let holding = Holding { keys, trusts: Some(trusts) };
-        Ok(Some(Found { holding, issued: held.issued, is_outdated: held.is_outdated }))
+        Ok(Some(Found { holding, is_deferred, issued: held.issued, is_outdated: held.is_outdated }))
+    }
+
+    async fn found(&self) -> Done {
+        Done::Holding(self.look().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what the node holds cannot be read");
+            None
+        }))
+    }
+
+    async fn adopt(&self, enrolled: Enrolled, at_once: bool) -> Result<(), IdentityError> {
+        let dir = &self.data_dir;
+        let keys = Keys::load_or_create(dir, true)?;
+        let proxy = membership::load(dir)?.and_then(|(present, _)| present.proxy);
+        match membership::holding(dir)?.filter(|_| !at_once) {
+            Some(held) => {
+                let in_use = NodeKeys { control_key: held.control, work_key: held.work };
+                self.deferral.begin(in_use, &self.server).await?;
+            }
+            None => self.deferral.end().await?,
+        }
+        membership::save(dir, self.node.clone(), &keys, enrolled, proxy)
     }
 
     async fn trust(&self, pem: &str) -> Result<(), String> {
@@ -313,30 +372,27 @@ impl Rim<Membership> for MembershipRim {
             work_key: keys.work.public_key(),
         };
         Some(match act {
-            Act::Look => Done::Holding(match self.look().await {
-                Ok(held) => held,
-                Err(error) => {
-                    tracing::warn!(%error, "what the node holds cannot be read");
-                    None
-                }
-            }),
+            Act::Look => self.found().await,
             Act::Trust(pem) => Done::Trusts(self.trust(&pem).await),
             Act::MakeKeys => Done::Made(
                 Keys::load_or_create(dir, true).map(|made| keys(&made)).map_err(|error| error.to_string()),
             ),
-            Act::Adopt(enrolled) => {
-                let adopted = Keys::load_or_create(dir, true).and_then(|keys| {
-                    let proxy = membership::load(dir)?.and_then(|(present, _)| present.proxy);
-                    membership::save(dir, self.node.clone(), &keys, *enrolled, proxy)
-                });
-                Done::Adopted(adopted.map_err(|error| error.to_string()))
+            Act::Adopt { enrolled, at_once } => {
+                Done::Adopted(self.adopt(*enrolled, at_once).await.map_err(|error| error.to_string()))
             }
+            Act::Use => Done::Adopted(self.deferral.end().await.map_err(|error| error.to_string())),
         })
     }
 
-    /// Who joins again while the node runs has given it authorities too: its server reads them without being asked.
+    /// Who joins again while the node runs has given it authorities too: its server reads them without being asked. And keys
+    /// that waited for the link's next beginning are told when it was.
     async fn watch(&self, _bus: &Handles, tell: mpsc::Sender<Done>) -> Result<(), String> {
+        let mut was_deferred = self.deferral.in_use(&self.server).await.is_some();
         while tokio::time::timeout(FOLLOW_INTERVAL, tell.closed()).await.is_err() {
+            let is_deferred = self.deferral.in_use(&self.server).await.is_some();
+            if std::mem::replace(&mut was_deferred, is_deferred) && !is_deferred {
+                let _ = tell.send(self.found().await).await;
+            }
             if let Err(error) = self.server.authorities().await {
                 tracing::warn!(%error, "the hub's authorities are not in force; tried again");
             }
@@ -367,7 +423,7 @@ mod tests {
     }
 
     fn found(holding: Holding, issued: Timestamp) -> Found {
-        Found { holding, issued, is_outdated: false }
+        Found { holding, is_deferred: false, issued, is_outdated: false }
     }
 
     fn asks(effects: &Effects) -> Option<(&str, NodeKeys)> {
@@ -429,7 +485,7 @@ mod tests {
         let asked = module.apply(Input::Done(Done::Made(Ok(keys("2")))), NOW);
         assert_eq!(asks(&asked), Some(("renew", keys("2"))));
         let adopt = answer(&mut module, RENEW, Ok(enrolled()));
-        assert!(matches!(adopt.as_slice(), [Effect::Act(Act::Adopt(_))]));
+        assert!(matches!(adopt.as_slice(), [Effect::Act(Act::Adopt { at_once: true, .. })]));
         assert_eq!(
             asks(&module.apply(Input::Tick, NOW)),
             None,
@@ -496,6 +552,48 @@ mod tests {
             (400..=432).contains(&told),
             "what it holds is said every ten minutes, not {told} times in three days"
         );
+    }
+
+    #[test]
+    fn keys_renewed_for_their_age_wait_for_the_links_next_beginning_and_no_longer_than_they_are_good_for() {
+        let mut module = module();
+        let text = |effects: &Effects| match effects.first() {
+            Some(Effect::Report { payload, .. }) => {
+                schemas::decode::<EventReport>(payload).map(|event| event.message).unwrap_or_default()
+            }
+            _ => String::new(),
+        };
+        let of_link = |issued| Done::Holding(Some(Found { is_deferred: true, ..found(held("1"), issued) }));
+        let due = |module: &mut Membership, done: Done| {
+            module.looks = RENEWALS_MS / LOOK_MS;
+            module.apply(Input::Done(done), NOW.plus_ms(2 * RENEW_AFTER_MS))
+        };
+        let old = Done::Holding(Some(found(held("1"), NOW)));
+        assert_eq!(due(&mut module, old), [Effect::Act(Act::MakeKeys)]);
+        module.apply(Input::Done(Done::Made(Ok(keys("2")))), NOW);
+        let adopt = answer(&mut module, RENEW, Ok(enrolled()));
+        assert!(matches!(adopt.as_slice(), [Effect::Act(Act::Adopt { at_once: false, .. })]));
+        let adopted = module.apply(Input::Done(Done::Adopted(Ok(()))), NOW);
+        assert!(text(&adopted).ends_with("with them when it is made anew"), "{adopted:?}");
+        // Young, and not in use: what the link was made with is said.
+        module.apply(Input::Done(of_link(NOW.plus_ms(2 * RENEW_AFTER_MS))), NOW);
+        assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("1"))));
+        // As old as the others were, and the link has never broken: no third ones, these.
+        assert_eq!(due(&mut module, of_link(NOW)), [Effect::Act(Act::Use)]);
+        let used = module.apply(Input::Done(Done::Adopted(Ok(()))), NOW);
+        assert!(text(&used).ends_with("its link is made anew with them"), "{used:?}");
+        module.apply(Input::Done(Done::Holding(Some(found(held("2"), NOW)))), NOW);
+        assert_eq!(asks(&module.apply(Input::Tick, NOW)), Some(("holding", keys("2"))));
+    }
+
+    #[test]
+    fn at_the_hubs_word_keys_that_wait_are_used_at_once() {
+        let mut module = module();
+        module.apply(
+            Input::Done(Done::Holding(Some(Found { is_deferred: true, ..found(held("1"), NOW) }))),
+            NOW,
+        );
+        assert_eq!(module.apply(Input::Message(command()), NOW), [Effect::Act(Act::Use)]);
     }
 
     fn command() -> bus::module::Message {

@@ -70,6 +70,10 @@ async fn machines_that_join_at_once_with_one_token_all_get_in() -> anyhow::Resul
     cluster.hub().start().await?;
     let token = cluster.hub().token(8, 600).await?;
     let edges: Vec<_> = (0..8).map(|n| cluster.edge(&format!("edge-{n}"))).collect::<anyhow::Result<_>>()?;
+    // A hub that is not the one of the token is not told the token's secret: its authority is another.
+    let stranger = altered(&token, "ca_sha256", &"00".repeat(32))?;
+    let wrong = edges.first().context("a machine")?.join_with(&stranger).await?;
+    anyhow::ensure!(!wrong.success && wrong.stderr.contains("token's fingerprint"), "{}", wrong.stderr);
     let joins = futures::future::try_join_all(edges.iter().map(|edge| edge.join_with(&token)));
     for output in joins.await? {
         output.ok()?;
@@ -156,7 +160,7 @@ async fn what_was_done_and_what_was_refused_is_on_record() -> anyhow::Result<()>
     cluster.kubectl_ok(&["exec", "steady", "--", "true"]).await?;
     let stranger = cluster.kubectl(&["--token=stranger", "get", "secrets"]).await?;
     anyhow::ensure!(!stranger.success, "a stranger was let in");
-    let forged = forged(&cluster).await?;
+    let forged = altered(&cluster.hub().token(1, 600).await?, "secret", "guessed")?;
     for _ in 0..5 {
         let refused = cluster.edge("edge-b")?.join_with(&forged).await?;
         anyhow::ensure!(!refused.success, "a forged token was taken");
@@ -203,12 +207,11 @@ async fn what_was_done_and_what_was_refused_is_on_record() -> anyhow::Result<()>
     cluster.done().await
 }
 
-/// A token of the right form for this hub, with a secret that nobody made.
-async fn forged(cluster: &Cluster) -> anyhow::Result<String> {
+/// That token with another value in one of its fields.
+fn altered(token: &str, field: &str, value: &str) -> anyhow::Result<String> {
     let url_safe = base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    let token = cluster.hub().token(1, 600).await?;
     let body = token.strip_prefix("ew1.").context("a token begins with ew1.")?;
     let mut body: serde_json::Value = serde_json::from_slice(&url_safe.decode(body)?)?;
-    body["secret"] = "guessed".into();
+    body[field] = value.into();
     Ok(format!("ew1.{}", url_safe.encode(body.to_string())))
 }
