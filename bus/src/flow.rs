@@ -70,6 +70,8 @@ pub enum Kind {
         /// The stream.
         stream: &'static str,
     },
+    /// Look at which streams the account has, what they capture, and read them; change nothing.
+    Streams,
     /// Across the link, on the hub's domain: what only the edge's sync does. See [`crate::link`].
     Link,
     /// Be woken by what is stored on this server; the stream is read where it was left.
@@ -131,6 +133,10 @@ impl Flow {
     pub fn bound(stream: &'static str) -> Self {
         Self::control(Kind::Bound { stream }, stream, "its bound")
     }
+    /// Look at which streams the account has, and read them.
+    pub fn streams() -> Self {
+        Self::control(Kind::Streams, "*", "what streams capture and hold")
+    }
     /// Across the link.
     pub fn link(subject: impl Into<String>, payload: &'static str) -> Self {
         Self::control(Kind::Link, subject, payload)
@@ -163,6 +169,7 @@ impl Flow {
             | Kind::Watch { .. }
             | Kind::Consume { .. }
             | Kind::Read { .. }
+            | Kind::Streams
             | Kind::Arrivals => "in",
             Kind::Publish | Kind::Request | Kind::Write { .. } | Kind::Report | Kind::Bound { .. } => "out",
             Kind::Manage { .. } | Kind::Link | Kind::Stream => "both",
@@ -184,6 +191,7 @@ impl Flow {
             Kind::Read { stream } => format!("stream {stream}, read"),
             Kind::Manage { stream } => format!("stream {stream}, managed"),
             Kind::Bound { stream } => format!("stream {stream}, bounded"),
+            Kind::Streams => "streams of the account, listed and read".into(),
             Kind::Link => "across the link".into(),
             Kind::Arrivals => "live, wake-up".into(),
             Kind::Stream => "byte stream, credit-bounded".into(),
@@ -265,6 +273,9 @@ pub fn permissions(
                 api(&mut publish, format!("STREAM.INFO.{stream}"));
                 api(&mut publish, format!("STREAM.UPDATE.{stream}"));
             }
+            Kind::Streams => ["STREAM.LIST", "STREAM.INFO.*", "DIRECT.GET.*"]
+                .into_iter()
+                .for_each(|verb| api(&mut publish, verb.to_owned())),
             Kind::Link => publish.push(flow.subject.clone()),
             Kind::Arrivals => subscribe.push(flow.subject.clone()),
             Kind::Stream => {

@@ -13,6 +13,7 @@
 //! * [`link`] an edge's side of the link to the hub: byte-bounded pulls, atomic batches with a cursor
 //! * [`stream`] credit-bounded byte streams (logs, exec)
 //! * [`audit`] the hub's audit streams
+//! * [`guest`] connections in the name of who comes through another door
 //! * [`tool`] what a tool at a prompt needs: listen, publish, ask
 //! * [`program`] log and stop signal of the programs around a host
 //! * [`proxy`] an HTTP proxy on the way to the hub
@@ -22,6 +23,7 @@ pub mod audit;
 pub mod connection;
 pub mod durable;
 pub mod flow;
+pub mod guest;
 pub mod host;
 pub mod identity;
 pub mod link;

@@ -316,6 +316,18 @@ pub async fn summaries(bus: &Bus) -> Result<Vec<StreamSummary>, ProvisionError> 
     Ok(summaries)
 }
 
+/// The streams in the account of `bus`, each with the subjects that it captures.
+pub async fn captures(bus: &Bus) -> Result<Vec<(String, Vec<String>)>, ProvisionError> {
+    let failed =
+        |error: &dyn ToString| ProvisionError { stream: "(list)".to_owned(), cause: error.to_string() };
+    let mut streams = bus.jetstream.streams();
+    let mut captures = Vec::new();
+    while let Some(info) = streams.try_next().await.map_err(|error| failed(&error))? {
+        captures.push((info.config.name, info.config.subjects));
+    }
+    Ok(captures)
+}
+
 /// What [`summaries`] may do.
 pub fn permissions_to_list(domain: &str) -> crate::identity::Permissions {
     allow(domain, &["API.STREAM.LIST"])

@@ -72,6 +72,12 @@ impl From<async_nats::Message> for Message {
 /// The messages on a subject, as they come; the connection's own bound limits how many wait.
 pub struct Subscription(async_nats::Subscriber);
 
+impl From<async_nats::Subscriber> for Subscription {
+    fn from(subscriber: async_nats::Subscriber) -> Self {
+        Self(subscriber)
+    }
+}
+
 impl Stream for Subscription {
     type Item = Message;
 

@@ -12,6 +12,9 @@ use serde::Deserialize;
 use sync::turns::{Cap, Caps};
 use sync::ways::RETURN_AFTER_MS;
 
+/// Where pods reach the bus by HTTP, unless told otherwise.
+const HTTP_PORT: u16 = 9480;
+
 /// Runs an Edgewire node: its own bus, containerd, and the modules that run pods, on and off line.
 ///
 /// A node has to join a hub once: `edgewire join TOKEN`. What it was told then runs for good, also after a reboot with no
@@ -77,6 +80,9 @@ pub struct RunArgs {
     /// Port of the node's own bus, on the pods' gateway address [default: 4222]
     #[arg(long, env = "EDGEWIRE_BUS_PORT", value_name = "PORT")]
     pub bus_port: Option<u16>,
+    /// Port of the bus by HTTP, on the same address; 0 for none [default: 9480]
+    #[arg(long, env = "EDGEWIRE_HTTP_PORT", value_name = "PORT")]
+    pub http_port: Option<u16>,
     /// Addresses of the pods [default: 10.85.0.0/24]
     #[arg(long, env = "EDGEWIRE_POD_CIDR", value_name = "CIDR")]
     pub pod_cidr: Option<String>,
@@ -121,6 +127,7 @@ struct File {
     name: Option<String>,
     data_dir: Option<PathBuf>,
     bus_port: Option<u16>,
+    http_port: Option<u16>,
     pod_cidr: Option<String>,
     bridge: Option<String>,
     address: Option<String>,
@@ -144,6 +151,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Port of the node's bus.
     pub bus_port: u16,
+    /// Port of the bus by HTTP, if there is one.
+    pub http_port: Option<u16>,
     /// Addresses of the pods.
     pub pod_cidr: Cidr,
     /// Bridge of the pods.
@@ -262,6 +271,7 @@ impl Config {
                 args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/edgewire")),
             )?,
             bus_port: args.bus_port.or(file.bus_port).unwrap_or(4222),
+            http_port: Some(args.http_port.or(file.http_port).unwrap_or(HTTP_PORT)).filter(|port| *port != 0),
             pod_cidr,
             bridge,
             address: args.address.or(file.address),

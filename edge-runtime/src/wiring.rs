@@ -1,5 +1,6 @@
 //! Which modules run on a node, and what each is given.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use bus::runner::Spec;
 use bus::server::{LeafConfig, LeafServer};
 use containers::runtime::RuntimeConfig;
 use credentials::{Credentials, CredentialsRim};
+use door::{DoorModule, DoorRim};
 use identity::edge::{Membership, MembershipRim};
 use schemas::name::NodeName;
 use schemas::subject;
@@ -119,6 +121,7 @@ fn all_flows(node: &NodeName) -> Vec<(&'static str, Vec<Flow>)> {
         (sync::edge::NAME, sync::edge::flows(node)),
         (containers::MODULE, containers::flows(node)),
         (credentials::NAME, credentials::flows()),
+        (door::NAME, door::flows()),
         (identity::edge::NAME, identity::edge::flows(node)),
         ("host", host::flows(node.as_str())),
     ]
@@ -215,9 +218,16 @@ fn modules(
     });
     let server = leaf.clone();
     let name = node.clone();
+    let http = config.http_port.map(|port| SocketAddr::from((config.pod_cidr.gateway(), port)));
     host.module(spec(credentials::NAME, credentials::flows()), move || {
-        (Credentials::new(name.clone()), CredentialsRim(server.clone()))
+        (Credentials::new(name.clone()), CredentialsRim { server: server.clone(), http })
     });
+    if let Some(listen) = http {
+        let (name, bus_url) = (node.clone(), leaf.url().to_owned());
+        host.module(spec(door::NAME, door::flows()), move || {
+            (DoorModule::new(name.clone()), DoorRim { listen, bus_url: bus_url.clone() })
+        });
+    }
     let (name, data_dir, server) = (node.clone(), config.data_dir.clone(), leaf.clone());
     host.module(spec(identity::edge::NAME, identity::edge::flows(node)), move || {
         let rim = MembershipRim::new(name.clone(), data_dir.clone(), server.clone());

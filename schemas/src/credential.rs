@@ -21,6 +21,9 @@ pub struct Issued {
     pub url: String,
     /// The only inbox prefix that the pod may listen on: becomes `NATS_INBOX_PREFIX`.
     pub inbox: String,
+    /// `http://user:password@address:port`: becomes `BUS_HTTP_URL`. Absent where the node has no door for HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_url: Option<String>,
 }
 
 /// Takes a pod's credential back. Request `ew.local.credentials.revoke`; answered with `Reply<()>`.

@@ -189,7 +189,10 @@ fn commands_keep_their_form() {
 #[test]
 fn credentials_keep_their_form() {
     sample("Issue", &Issue { uid: "u-1".into(), namespace: "demo".parse().unwrap() });
-    sample("Issued", &Issued { url: "nats://u:p@10.0.0.1:4222".into(), inbox: "_INBOX.pod-1".into() });
+    sample(
+        "Issued",
+        &Issued { url: "nats://u:p@10.0.0.1:4222".into(), inbox: "_INBOX.pod-1".into(), http_url: None },
+    );
     sample("Withdraw", &Withdraw { uid: "u-1".into() });
     let (id, node) = ("t".to_owned(), "n1".parse().unwrap());
     sample(

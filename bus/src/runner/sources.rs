@@ -91,6 +91,7 @@ pub(super) async fn open<D: Send + 'static>(
         | Kind::Request
         | Kind::Write { .. }
         | Kind::Report
+        | Kind::Streams
         | Kind::Read { .. }
         | Kind::Manage { .. }
         | Kind::Bound { .. }

@@ -407,7 +407,10 @@ impl ContainersRim {
 
 /// Every container can reach the bus; one that sets a variable itself is left alone.
 fn add_credential(env: &mut Vec<(String, String)>, issued: Issued) {
-    for (name, value) in [("NATS_URL", issued.url), ("NATS_INBOX_PREFIX", issued.inbox)] {
+    let http = issued.http_url.map(|url| ("BUS_HTTP_URL", url));
+    for (name, value) in
+        [("NATS_URL", issued.url), ("NATS_INBOX_PREFIX", issued.inbox)].into_iter().chain(http)
+    {
         if !env.iter().any(|(have, _)| have == name) {
             env.push((name.to_owned(), value));
         }

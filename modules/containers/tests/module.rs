@@ -85,6 +85,7 @@ impl Node {
                             Ok(issue) => schemas::encode(&Reply::Ok(Issued {
                                 url: format!("nats://pod-{}:pw@10.211.8.1:4222", issue.uid),
                                 inbox: "_INBOX.pod".into(),
+                                http_url: None,
                             })),
                             Err(_) => schemas::encode(&Reply::Ok(())),
                         };

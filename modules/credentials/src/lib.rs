@@ -5,6 +5,7 @@
 //! node, offline too; it opens the pod's namespace on this node and nothing anywhere else, and it stays the same for the
 //! life of the pod, across restarts of everything.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bus::connection::Handles;
@@ -115,7 +116,9 @@ impl Module for Credentials {
 pub fn permissions(namespace: &Namespace, inbox: &str) -> Permissions {
     let own = |class: &str| format!("{class}.{namespace}.>");
     Permissions {
-        publish_allow: vec![own("app"), own("up"), own("bulk"), own("local")],
+        // Its own inbox too: what it says there comes back after any refusal of what it said before, and by that the door
+        // for HTTP knows that a word was taken.
+        publish_allow: vec![own("app"), own("up"), own("bulk"), own("local"), format!("{inbox}.>")],
         subscribe_allow: vec![own("app"), own("down"), own("local"), format!("{inbox}.>")],
     }
 }
@@ -125,26 +128,36 @@ fn user_name(uid: &str) -> String {
 }
 
 /// The rim: the node's server.
-pub struct CredentialsRim(pub Arc<LeafServer>);
+pub struct CredentialsRim {
+    /// The server.
+    pub server: Arc<LeafServer>,
+    /// Where the door for HTTP is, if there is one.
+    pub http: Option<SocketAddr>,
+}
 
 impl CredentialsRim {
     async fn put(&self, issue: &Issue) -> Reply<Issued> {
         let name = user_name(&issue.uid);
         let inbox = subject::inbox(&name);
         let allowed = permissions(&issue.namespace, &inbox);
-        let user = match self.0.user(&name).await {
+        let user = match self.server.user(&name).await {
             Some(user) if user.permissions == allowed => user,
-            _ => {
-                let user = User::new(&name, Account::Work, allowed);
-                self.0.put_users(vec![user.clone()]).await.map_err(|error| {
+            known => {
+                // One of an earlier version's keeps its password: the pod's other containers go on with it.
+                let user = match known {
+                    Some(user) => User { permissions: allowed, ..user },
+                    None => User::new(&name, Account::Work, allowed),
+                };
+                self.server.put_users(vec![user.clone()]).await.map_err(|error| {
                     Refusal::new(500, "EW-CREDENTIAL", format!("no credential for the pod: {error}"))
                 })?;
                 user
             }
         };
-        let address = self.0.url().trim_start_matches("nats://");
+        let address = self.server.url().trim_start_matches("nats://");
         let url = format!("nats://{}:{}@{address}", user.name, user.password);
-        Ok(Issued { url, inbox })
+        let http_url = self.http.map(|http| format!("http://{}:{}@{http}", user.name, user.password));
+        Ok(Issued { url, inbox, http_url })
     }
 }
 
@@ -157,7 +170,7 @@ impl Rim<Credentials> for CredentialsRim {
             }
             Act::Remove(message, withdraw) => {
                 let removed: Reply<()> =
-                    self.0.remove_users(&[user_name(&withdraw.uid)]).await.map_err(|error| {
+                    self.server.remove_users(&[user_name(&withdraw.uid)]).await.map_err(|error| {
                         Refusal::new(500, "EW-CREDENTIAL", format!("the credential stays: {error}"))
                     });
                 Done::Answer(message, schemas::encode(&removed))
@@ -166,7 +179,7 @@ impl Rim<Credentials> for CredentialsRim {
     }
 
     async fn watch(&self, _bus: &Handles, tell: mpsc::Sender<Done>) -> Result<(), String> {
-        let mut denials = self.0.denials().await;
+        let mut denials = self.server.denials().await;
         while tell.send(Done::Denied(denials.next().await)).await.is_ok() {}
         Ok(())
     }
@@ -192,7 +205,7 @@ mod tests {
             ("up.other.temp", false, false),
             ("$JS.API.STREAM.CREATE.X", false, false),
             ("$JS.API.INFO", false, false),
-            ("_INBOX.pod-1.x", false, true),
+            ("_INBOX.pod-1.x", true, true),
             ("_INBOX.pod-2.x", false, false),
             ("ew.cmd.n.x", false, false),
         ] {

@@ -56,6 +56,7 @@ pub fn document() -> String {
     for (name, crate_dir, flows) in [
         (containers::MODULE, "modules/containers", containers::flows(&node)),
         (credentials::NAME, "modules/credentials", credentials::flows()),
+        (door::NAME, "modules/door", door::flows()),
         (identity::edge::NAME, "modules/identity", identity::edge::flows(&node)),
         (sync::edge::NAME, "modules/sync", sync::edge::flows(&node)),
         ("host", "bus", bus::host::flows(ANY_NODE)),

@@ -16,6 +16,7 @@ mod check;
 mod clock;
 mod delete;
 mod disk;
+mod door;
 mod hub;
 mod identity;
 mod kill;
