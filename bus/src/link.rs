@@ -18,7 +18,7 @@ use schemas::name::NodeName;
 use schemas::subject;
 use serde_json::json;
 
-use crate::connection::{Bus, from_nats, to_nats};
+use crate::connection::{Bus, REQUEST_TIMEOUT, from_nats, to_nats};
 
 /// Messages in one batch: the server takes at most 1,000, the cursor among them. Each batch costs a sync at the hub, one of
 /// the node's own memory and a trim of its stream, whatever it holds; on a slow link it is the bytes that bound it.
@@ -65,7 +65,7 @@ pub enum LinkError {
     Lost(String),
 }
 
-fn lost(error: impl std::fmt::Display) -> LinkError {
+pub(crate) fn lost(error: impl std::fmt::Display) -> LinkError {
     LinkError::Lost(error.to_string())
 }
 
@@ -210,7 +210,9 @@ pub async fn read(
     sequence: u64,
     max_bytes: usize,
 ) -> Result<Vec<Stored>, LinkError> {
-    direct(bus, stream, json!({"seq": sequence.max(1), "next_by_subj": filter}), max_bytes).await
+    let from = json!({"seq": sequence.max(1), "next_by_subj": filter});
+    let messages = direct(bus, &bus.domain, stream, from, max_bytes, REQUEST_TIMEOUT).await?;
+    Ok(messages.into_iter().map(|found| found.message).collect())
 }
 
 /// As [`read`], from what was stored at `since` or later.
@@ -221,27 +223,49 @@ pub async fn read_since(
     since: Timestamp,
     max_bytes: usize,
 ) -> Result<Vec<Stored>, LinkError> {
-    direct(bus, stream, json!({"start_time": since.rfc3339(), "next_by_subj": filter}), max_bytes).await
+    let from = json!({"start_time": since.rfc3339(), "next_by_subj": filter});
+    let messages = direct(bus, &bus.domain, stream, from, max_bytes, REQUEST_TIMEOUT).await?;
+    Ok(messages.into_iter().map(|found| found.message).collect())
 }
 
-async fn direct(
+/// A message as it was read, with what the server says of it.
+pub(crate) struct Direct {
+    pub message: Stored,
+    /// When it was stored, in nanoseconds since the Unix epoch.
+    pub at_ns: i64,
+    /// It was sent by a server in answer to a read: whoever asked had the answer sent there.
+    pub is_copy: bool,
+}
+
+/// Reads from a stream of `domain`. Of an answer that breaks off what came is good: it is in order.
+pub(crate) async fn direct(
     bus: &Bus,
+    domain: &str,
     stream: &str,
     mut body: serde_json::Value,
     max_bytes: usize,
-) -> Result<Vec<Stored>, LinkError> {
+    patience: Duration,
+) -> Result<Vec<Direct>, LinkError> {
+    let mut renewed = std::pin::pin!(bus.renewed());
     let inbox = bus.client.new_inbox();
     let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(lost)?;
     if let serde_json::Value::Object(fields) = &mut body {
         fields.insert("batch".to_owned(), json!(BATCH_MESSAGES_MAX));
         fields.insert("max_bytes".to_owned(), json!(max_bytes));
     }
-    let to = format!("$JS.{}.API.DIRECT.GET.{stream}", bus.domain);
+    let to = format!("$JS.{domain}.API.DIRECT.GET.{stream}");
     bus.client.publish_with_reply(to, inbox, body.to_string().into()).await.map_err(lost)?;
     let mut stored = Vec::new();
     loop {
-        let next = tokio::time::timeout(crate::connection::REQUEST_TIMEOUT, answers.next()).await;
-        let Ok(Some(message)) = next else { return Err(lost(format!("reading {stream} timed out"))) };
+        let next = tokio::select! {
+            next = tokio::time::timeout(patience, answers.next()) => next,
+            () = &mut renewed => return Err(lost(SERVER_RENEWED)),
+        };
+        let message = match next {
+            Ok(Some(message)) => message,
+            _ if !stored.is_empty() => return Ok(stored),
+            _ => return Err(lost(format!("reading {stream} timed out"))),
+        };
         match message.status.map(|status| status.as_u16()) {
             Some(204 | 404) => return Ok(stored),
             Some(503) => return Err(lost(format!("stream {stream} is not there"))),
@@ -251,17 +275,27 @@ async fn direct(
             }
             _ => {}
         }
+        let said = |name: &str| said_by_server(message.headers.as_ref(), name);
+        let sequence = said("Nats-Sequence").and_then(|text| text.parse().ok());
+        let at_ns = said("Nats-Time-Stamp").and_then(schemas::downlink::at_ns).unwrap_or_default();
+        let (Some(sequence), Some(subject)) = (sequence, said("Nats-Subject")) else { continue };
+        let (subject, is_last) = (subject.to_owned(), said("Nats-Num-Pending") == Some("0"));
+        // The server's own is one; the other stood in the message.
+        let is_copy = message.headers.as_ref().is_some_and(|all| all.get_all("Nats-Stream").count() > 1);
         let mut headers = from_nats(message.headers.as_ref());
-        let sequence = headers.remove("Nats-Sequence").and_then(|text| text.parse().ok());
-        let subject = headers.remove("Nats-Subject");
-        let pending = headers.remove("Nats-Num-Pending");
-        let (Some(sequence), Some(subject)) = (sequence, subject) else { continue };
         headers.retain(|name, _| !name.starts_with("Nats-"));
-        stored.push(Stored { sequence, subject, headers, payload: message.payload });
-        if pending.as_deref() == Some("0") {
+        let message = Stored { sequence, subject, headers, payload: message.payload };
+        stored.push(Direct { message, at_ns, is_copy });
+        if is_last {
             return Ok(stored);
         }
     }
+}
+
+/// A header that the server gave a stored message. It stands behind those of the sender, who may have written one of the same
+/// name: the first would be his word for where the message stands and what its subject is.
+fn said_by_server<'a>(headers: Option<&'a async_nats::HeaderMap>, name: &str) -> Option<&'a str> {
+    headers?.get_last(name).map(async_nats::HeaderValue::as_str)
 }
 
 /// First and last sequence of one of the node's own streams, and when it was made (its generation).
@@ -320,14 +354,24 @@ pub async fn cursor(
     stream: &str,
     cursor_subject: &str,
 ) -> Result<Option<(u64, Vec<u8>)>, LinkError> {
-    let to = format!("$JS.{}.API.DIRECT.GET.{stream}.{cursor_subject}", subject::DOMAIN_HUB);
+    cursor_in(bus, subject::DOMAIN_HUB, stream, cursor_subject).await
+}
+
+/// The same in `domain`.
+pub(crate) async fn cursor_in(
+    bus: &Bus,
+    domain: &str,
+    stream: &str,
+    cursor_subject: &str,
+) -> Result<Option<(u64, Vec<u8>)>, LinkError> {
+    let to = format!("$JS.{domain}.API.DIRECT.GET.{stream}.{cursor_subject}");
     let answer = bus.client.request(to, Bytes::new()).await.map_err(lost)?;
     match answer.status.map(|status| status.as_u16()) {
         Some(404) => Ok(None),
         Some(code) if code >= 400 => Err(lost(answer.description.unwrap_or_default())),
         _ => {
-            let headers = from_nats(answer.headers.as_ref());
-            let revision = headers.get("Nats-Sequence").and_then(|text| text.parse().ok());
+            let revision = said_by_server(answer.headers.as_ref(), "Nats-Sequence");
+            let revision = revision.and_then(|text| text.parse().ok());
             let revision = revision.ok_or_else(|| lost("a cursor without its sequence"))?;
             Ok(Some((revision, answer.payload.to_vec())))
         }
@@ -466,6 +510,15 @@ pub async fn ack_floor(bus: &Bus, stream: &str, durable: &str) -> Result<u64, Li
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_a_message_stands_is_the_servers_word_not_the_senders() {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.append("Nats-Sequence", "77");
+        headers.append("Nats-Sequence", "1");
+        assert_eq!(said_by_server(Some(&headers), "Nats-Sequence"), Some("1"));
+        assert_eq!(said_by_server(Some(&headers), "Nats-Subject"), None);
+    }
 
     #[test]
     fn answers_of_the_server_are_read_whatever_they_are() {

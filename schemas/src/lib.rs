@@ -10,6 +10,7 @@
 //! * [`envelope`] CloudEvents attributes as NATS headers around a MessagePack body
 //! * [`report`] what a node says of itself and of its pods
 //! * [`desired`] what a node must have, and the lineage that guards it
+//! * [`downlink`] messages from the hub to one node: what waits, and what was taken
 //! * [`credential`] credentials of pods, nodes and tools
 //! * [`loss`] where each message stood on its node, and the report that shows none missing
 //! * [`audit`] who did what, and who was refused what
@@ -25,6 +26,7 @@ pub mod backup;
 pub mod command;
 pub mod credential;
 pub mod desired;
+pub mod downlink;
 pub mod envelope;
 pub mod expression;
 pub mod fault;

@@ -40,6 +40,19 @@ pub const STREAM_BULK: &str = "BULK";
 pub const STREAM_RULES: &str = "RULES";
 /// What [`STREAM_RULES`] captures while there is no rule: nobody says it.
 pub const RULES_NONE: &str = "_rules.none";
+/// What the name of a hub's stream of messages for one node begins with (`to.<node>.>`), in WORK. Each node has its own: one
+/// that is away for long fills its own alone.
+pub const STREAM_TO: &str = "TO";
+/// Edge stream of the messages that came from the hub, in WORK: written on [`ARRIVING`], stored and heard as `down.>`.
+pub const STREAM_DOWN: &str = "DOWN";
+/// What `sync` writes into [`STREAM_DOWN`]. Nobody else may, and nobody hears it: it is heard when it is stored.
+pub const ARRIVING: &str = "_down.>";
+/// The same as it is stored, and heard by workloads.
+pub const ARRIVED: &str = "down.>";
+/// Of what is stored, what workloads hear: not the cursor.
+pub const ARRIVED_HEARD: &str = "down.*.>";
+/// The queue group of those who take a namespace's stored messages: each goes to one of them.
+pub const STORED_GROUP: &str = "stored";
 /// Stream of what could not be decoded or applied, with payload and reason. One on each server.
 pub const STREAM_DEAD: &str = "DEAD";
 
@@ -466,6 +479,45 @@ pub fn cursor(node: &NodeName, lane: Lane) -> String {
     }
 }
 
+/// The hub's stream of messages for one node.
+pub fn to_stream(node: &NodeName) -> String {
+    format!("{STREAM_TO}_{node}")
+}
+
+/// What that stream captures.
+pub fn to_filter(node: &NodeName) -> String {
+    format!("to.{node}.>")
+}
+
+/// For which node is a message of the hub? `None` when it is for none.
+pub fn sent_to(subject: &str) -> Option<NodeName> {
+    let (node, _) = subject.strip_prefix("to.")?.split_once('.')?;
+    NodeName::new(node).ok()
+}
+
+/// A message of the hub for that node, as it is written on the node: its namespace and subject. `None` when it is not for that
+/// node, or its namespace is no name: then nobody could hear it.
+pub fn arriving(node: &NodeName, subject: &str) -> Option<(Namespace, String)> {
+    let rest = subject.strip_prefix("to.")?.strip_prefix(node.as_str())?.strip_prefix('.')?;
+    let (namespace, topic) = rest.split_once('.')?;
+    let namespace = Namespace::new(namespace).ok().filter(|_| is_publishable(topic))?;
+    let subject = format!("_down.{namespace}.{topic}");
+    Some((namespace, subject))
+}
+
+/// Where the node's cursor is written, in the stream of what it counts; and as what it is stored. No namespace has that name.
+pub const TAKEN: [&str; 2] = ["_down._cursor", "down._cursor"];
+
+/// A namespace's own part of what came from the hub.
+pub fn arrived_filter(namespace: &Namespace) -> String {
+    format!("down.{namespace}.>")
+}
+
+/// Where what a namespace has not acknowledged yet is handed out, to the group [`STORED_GROUP`].
+pub fn stored(namespace: &Namespace) -> String {
+    format!("stored.{namespace}")
+}
+
 /// UP's messages of one module and kind, from all nodes: a consumer's filter.
 pub fn raised_reports(module: &str, kind: &str) -> String {
     format!("ew.in.*.state.ew.rep.{module}.{kind}.>")
@@ -619,6 +671,39 @@ mod tests {
         let raised = raised(&node, Lane::State, "ew.rep.containers.pod.a").unwrap();
         assert_eq!(lowered(&raised), Some((node.clone(), Lane::State, "ew.rep.containers.pod.a")));
         assert_eq!(lowered(&cursor(&node, Lane::State)), None);
+    }
+
+    #[test]
+    fn what_the_hub_sends_to_a_node_has_another_name_there() {
+        let node = NodeName::new("n1").unwrap();
+        let arriving =
+            |subject: &str| arriving(&node, subject).map(|(namespace, to)| (namespace.to_string(), to));
+        let there = Some(("demo".to_owned(), "_down.demo.a.b".to_owned()));
+        assert_eq!(arriving("to.n1.demo.a.b"), there);
+        for other in [
+            "to.n1.demo",
+            "to.n1",
+            "to.n2.demo.a",
+            "to.n11.demo.a",
+            "to.n1._cursor.a",
+            "to.n1.Demo.a",
+            "to.n1.demo.a..b",
+        ] {
+            assert_eq!(arriving(other), None, "{other}");
+        }
+        assert_eq!(sent_to("to.n1.demo.a"), Some(node.clone()));
+        assert_eq!((sent_to("to.n1"), sent_to("to._.a"), sent_to("from.n1.a")), (None, None, None));
+        assert!(matches(&to_filter(&node), "to.n1.demo.a") && !matches(&to_filter(&node), "to.n2.demo.a"));
+        // Captured once on its way: not at both ends, not by the node's other streams, and not heard before it is stored.
+        let (sent, written, heard) = ("to.n1.demo.a", "_down.demo.a", "down.demo.a");
+        assert!(matches(ARRIVING, written) && !matches(ARRIVING, sent) && !matches(ARRIVING, heard));
+        assert!(
+            Lane::ALL.iter().all(|lane| [sent, written, heard].iter().all(|s| !matches(lane.filter(), s)))
+        );
+        assert!(
+            matches(ARRIVED_HEARD, heard) && !matches(ARRIVED_HEARD, TAKEN[1]) && matches(ARRIVING, TAKEN[0])
+        );
+        assert!(!matches(&arrived_filter(&Namespace::new("a").unwrap()), TAKEN[1]));
     }
 
     #[test]

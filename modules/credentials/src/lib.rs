@@ -112,14 +112,29 @@ impl Module for Credentials {
     }
 }
 
-/// What a pod of that namespace may do on its node. No raw JetStream: a pod that may create one stream reads everything.
+/// What a pod of that namespace may do on its node. Of JetStream it may acknowledge what its namespace is handed out, and nothing
+/// else: a pod that may create one stream reads everything, and one that may pull has what it pulls sent to any subject, also
+/// another namespace's (measured).
 pub fn permissions(namespace: &Namespace, inbox: &str) -> Permissions {
     let own = |class: &str| format!("{class}.{namespace}.>");
     Permissions {
         // Its own inbox too: what it says there comes back after any refusal of what it said before, and by that the door
         // for HTTP knows that a word was taken.
-        publish_allow: vec![own("app"), own("up"), own("bulk"), own("local"), format!("{inbox}.>")],
-        subscribe_allow: vec![own("app"), own("down"), own("local"), format!("{inbox}.>")],
+        publish_allow: vec![
+            own("app"),
+            own("up"),
+            own("bulk"),
+            own("local"),
+            format!("$JS.ACK.{}.{namespace}.>", subject::STREAM_DOWN),
+            format!("{inbox}.>"),
+        ],
+        subscribe_allow: vec![
+            own("app"),
+            own("down"),
+            own("local"),
+            subject::stored(namespace),
+            format!("{inbox}.>"),
+        ],
     }
 }
 
@@ -203,6 +218,12 @@ mod tests {
             ("local.demo.a.b", true, true),
             ("app.other.temp", false, false),
             ("up.other.temp", false, false),
+            ("stored.demo", false, true),
+            ("stored.other", false, false),
+            ("$JS.ACK.DOWN.demo.1.2.3.4.5", true, false),
+            ("$JS.ACK.DOWN.other.1.2.3.4.5", false, false),
+            ("$JS.API.CONSUMER.MSG.NEXT.DOWN.demo", false, false),
+            ("_down.demo.temp", false, false),
             ("$JS.API.STREAM.CREATE.X", false, false),
             ("$JS.API.INFO", false, false),
             ("_INBOX.pod-1.x", true, true),

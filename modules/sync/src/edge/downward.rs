@@ -31,6 +31,7 @@ impl Sync {
         if !self.local_current || !self.link.up || !self.link.known {
             return;
         }
+        self.messages.desired_comes = true;
         let step = self.down.connect(self.pull_pace.step_bytes());
         self.steps(vec![step], now, effects);
     }
@@ -141,12 +142,15 @@ impl Sync {
             if !present {
                 return;
             }
+            self.messages.desired_comes = false;
+            self.read_messages(now, effects);
             match self.down.drained(self.pull_pace.step_bytes()) {
                 Some(steps) => self.steps(steps, now, effects),
                 None => self.steps(vec![down::Step::Pull], now, effects),
             }
             return;
         }
+        self.messages.desired_comes = true;
         self.pull_pace.measured(pulled.iter().map(|entry| entry.payload.len()).sum(), took_ms);
         let mut batch = Batch::default();
         let mut unplaced = false;
