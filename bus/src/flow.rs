@@ -73,6 +73,9 @@ pub enum Kind {
         /// The stream.
         stream: &'static str,
     },
+    /// Make, change and remove the streams that are declared while the server runs, and their consumers. NATS has no right
+    /// for "names that begin so": [`crate::declared`] keeps to them.
+    Declare,
     /// Change how much room a stream of this server has.
     Bound {
         /// The stream.
@@ -152,6 +155,10 @@ impl Flow {
     pub fn manage(stream: &'static str, payload: &'static str) -> Self {
         Self::control(Kind::Manage { stream }, stream, payload)
     }
+    /// Make and remove declared streams.
+    pub fn declare() -> Self {
+        Self::control(Kind::Declare, format!("{}*", subject::TOPIC_STREAM), "streams and consumers")
+    }
     /// Bound a stream.
     pub fn bound(stream: &'static str) -> Self {
         Self::control(Kind::Bound { stream }, stream, "its bound")
@@ -207,7 +214,7 @@ impl Flow {
             | Kind::Streams
             | Kind::Arrivals => "in",
             Kind::Publish | Kind::Request | Kind::Write { .. } | Kind::Report | Kind::Bound { .. } => "out",
-            Kind::Manage { .. } | Kind::NodeStreams | Kind::Link | Kind::Stream => "both",
+            Kind::Manage { .. } | Kind::NodeStreams | Kind::Declare | Kind::Link | Kind::Stream => "both",
         }
     }
 
@@ -230,6 +237,7 @@ impl Flow {
             Kind::Bound { stream } => format!("stream {stream}, bounded"),
             Kind::NodeStreams => "streams, one for each node, made and trimmed".into(),
             Kind::Streams => "streams of the account, listed and read".into(),
+            Kind::Declare => "streams, declared".into(),
             Kind::Link => "across the link".into(),
             Kind::Arrivals => "live, wake-up".into(),
             Kind::Stream => "byte stream, credit-bounded".into(),
@@ -329,6 +337,20 @@ pub fn permissions(
             Kind::Streams => ["STREAM.LIST", "STREAM.INFO.*", "DIRECT.GET.*"]
                 .into_iter()
                 .for_each(|verb| api(&mut publish, verb.to_owned())),
+            Kind::Declare => {
+                for verb in [
+                    "STREAM.LIST",
+                    "STREAM.INFO.*",
+                    "STREAM.CREATE.*",
+                    "STREAM.UPDATE.*",
+                    "STREAM.DELETE.*",
+                    "CONSUMER.LIST.*",
+                    "CONSUMER.CREATE.*.>",
+                    "CONSUMER.DELETE.*.*",
+                ] {
+                    api(&mut publish, verb.to_owned());
+                }
+            }
             Kind::Link => publish.push(flow.subject.clone()),
             Kind::Arrivals => subscribe.push(flow.subject.clone()),
             Kind::Stream => {

@@ -7,7 +7,7 @@
 //! * [`module`] the trait, its inputs and effects: all that a module's author needs
 //! * [`flow`] what a module may read and write: its documentation and its NATS permissions in one
 //! * [`runner`] one module running; [`host`] all modules of a process
-//! * [`provision`] the table of streams and buckets with their bounds
+//! * [`provision`] the table of streams and buckets with their bounds; [`declared`] the streams of Topics
 //! * [`store`] the typed object store over KV
 //! * [`durable`] what a module keeps on disk, and the reports it still owes
 //! * [`link`] an edge's side of the link to the hub: byte-bounded pulls, atomic batches with a cursor
@@ -26,6 +26,7 @@ pub mod audit;
 pub mod command;
 pub mod connection;
 pub mod dead;
+pub mod declared;
 pub mod downlink;
 pub mod durable;
 pub mod flow;

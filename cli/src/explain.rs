@@ -150,9 +150,10 @@ fn rights(
     };
     let mut publish = who(class.is_some_and(|class| class.publish), "publish");
     let mut subscribe = who(class.is_some_and(|class| class.subscribe), "hear");
-    if let (Some(pod), Origin::Node(_)) = (pod, origin) {
-        // The very list that the pod's login is made with.
-        let allowed = credentials::permissions(&pod.namespace, "_INBOX.pod");
+    if let (Some(pod), Origin::Node(node)) = (pod, origin) {
+        // The very list that the pod's login is made with; what Topics add to it is not looked at.
+        let inbox = subject::pod_inbox(&pod.namespace, "pod");
+        let allowed = credentials::rights::permissions(node, &pod.namespace, &inbox, &[]);
         let may = |list: &[String]| {
             account == Account::Work && list.iter().any(|filter| subject::matches(filter, subject))
         };
@@ -198,6 +199,9 @@ fn stored(subject: &str, account: Account, origin: &Origin) -> String {
     let place = if *origin == Origin::Hub { Place::Hub } else { Place::Edge };
     match row(subject, account, place) {
         Some(row) => format!("at {} in {}", origin.name(), bound(row)),
+        None if Class::of(subject).is_some() && place == Place::Edge => {
+            format!("no stream of Edgewire's at {} takes it; a Topic may (kubectl get topics -A)", origin.name())
+        }
         None => format!("no: no stream at {} takes it", origin.name()),
     }
 }
@@ -317,7 +321,7 @@ mod tests {
             (
                 "app.demo.temp",
                 "edge-a",
-                "no: no stream at edge-a takes it",
+                "no stream of Edgewire's at edge-a takes it",
                 "live, as it is: to the hub and to every",
             ),
             ("app.demo.temp", "hub", "no: no stream at hub", "live, as it is: to every node"),
@@ -402,7 +406,7 @@ local.demo.x from edge-a
   account     WORK
   publish     the pods of namespace demo on edge-a; an operator
   subscribe   the pods of namespace demo on edge-a; an operator
-  stored      no: no stream at edge-a takes it
+  stored      no stream of Edgewire's at edge-a takes it; a Topic may (kubectl get topics -A)
   crosses     no: local. stays on its node
 ";
         let edge = origin("edge-a").unwrap();

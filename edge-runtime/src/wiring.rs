@@ -25,6 +25,7 @@ use sync::edge::Sync;
 use sync::facts::NodeConfig;
 use sync::rim::EdgeRim;
 use tokio_util::sync::CancellationToken;
+use topics::{Topics, TopicsRim};
 
 use crate::config::Config;
 use crate::containerd::{self, Containerd};
@@ -125,6 +126,7 @@ fn all_flows(node: &NodeName) -> Vec<(&'static str, Vec<Flow>)> {
         (door::NAME, door::flows()),
         (identity::edge::NAME, identity::edge::flows(node)),
         (router::NAME, router::edge::flows(node)),
+        (topics::NAME, topics::flows()),
         ("host", host::flows(node.as_str())),
     ]
 }
@@ -222,7 +224,7 @@ fn modules(
     let name = node.clone();
     let http = config.http_port.map(|port| SocketAddr::from((config.pod_cidr.gateway(), port)));
     host.module(spec(credentials::NAME, credentials::flows()), move || {
-        (Credentials::new(name.clone()), CredentialsRim { server: server.clone(), http })
+        (Credentials::new(name.clone()), CredentialsRim::new(name.clone(), server.clone(), http))
     });
     if let Some(listen) = http {
         let (name, bus_url) = (node.clone(), leaf.url().to_owned());
@@ -230,6 +232,8 @@ fn modules(
             (DoorModule::new(name.clone()), DoorRim { listen, bus_url: bus_url.clone() })
         });
     }
+    let name = node.clone();
+    host.module(spec(topics::NAME, topics::flows()), move || (Topics::new(name.clone()), TopicsRim));
     let (name, data_dir, server) = (node.clone(), config.data_dir.clone(), leaf.clone());
     host.module(spec(identity::edge::NAME, identity::edge::flows(node)), move || {
         let rim = MembershipRim::new(name.clone(), data_dir.clone(), server.clone());

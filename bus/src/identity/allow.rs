@@ -1,8 +1,13 @@
 //! Allow-lists. What is not on them is refused by the server, so a forgotten subject is closed, not open.
 //!
-//! A client's answers need no entry: whoever hears a request may answer it, a few times and for a while ([`RESPONSES_MAX`],
-//! [`RESPONSES_TTL`]). Across a leaf this does not hold (measured with 2.15.1: the node's server drops the answer), so the
-//! hub asks a node with a reply subject among the node's own (`ew.str.<node>.`), and no node may write to another's inbox.
+//! In CONTROL a client's answers need no entry: whoever hears a request may answer it, a few times and for a while
+//! ([`RESPONSES_MAX`], [`RESPONSES_TTL`]). Across a leaf this does not hold (measured with 2.15.1: the node's server drops the
+//! answer), so the hub asks a node with a reply subject among the node's own (`ew.str.<node>.`), and no node may write to
+//! another's inbox.
+//!
+//! In WORK there is no such right. The server does not look at the reply subject of what somebody publishes, so two who may
+//! talk to each other (or one, to itself) could give each other the right to publish anything (measured with 2.15.1: a pod
+//! had UPLINK deleted so). Who answers there needs the inboxes in its list.
 
 use std::time::Duration;
 
@@ -10,6 +15,8 @@ use schemas::name::NodeName;
 use schemas::subject::{self, Lane};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use crate::module::Account;
 
 /// How many answers one request allows.
 pub const RESPONSES_MAX: u32 = 16;
@@ -31,19 +38,25 @@ impl Permissions {
         Self { publish_allow: vec![">".to_owned()], subscribe_allow: vec![">".to_owned()] }
     }
 
-    /// As the fields of a user's token.
-    pub(super) fn claims(&self) -> (Value, Value, Value) {
-        let ttl_ns = u64::try_from(RESPONSES_TTL.as_nanos()).unwrap_or(u64::MAX);
-        (list(&self.publish_allow), list(&self.subscribe_allow), json!({"max": RESPONSES_MAX, "ttl": ttl_ns}))
+    /// As the fields of a user's token, in `account`.
+    pub(super) fn claims(&self, account: Account) -> Value {
+        let mut claims = json!({"pub": list(&self.publish_allow), "sub": list(&self.subscribe_allow)});
+        if let (Account::Control, Some(fields)) = (account, claims.as_object_mut()) {
+            let ttl_ns = u64::try_from(RESPONSES_TTL.as_nanos()).unwrap_or(u64::MAX);
+            fields.insert("resp".to_owned(), json!({"max": RESPONSES_MAX, "ttl": ttl_ns}));
+        }
+        claims
     }
 
-    /// As the `permissions` block of a user in a server's configuration.
-    pub(crate) fn config(&self) -> Value {
-        json!({
-            "publish": list(&self.publish_allow),
-            "subscribe": list(&self.subscribe_allow),
-            "allow_responses": {"max": RESPONSES_MAX, "expires": format!("{}s", RESPONSES_TTL.as_secs())},
-        })
+    /// As the `permissions` block of a user in a server's configuration, in `account`.
+    pub(crate) fn config(&self, account: Account) -> Value {
+        let mut block =
+            json!({"publish": list(&self.publish_allow), "subscribe": list(&self.subscribe_allow)});
+        if let (Account::Control, Some(fields)) = (account, block.as_object_mut()) {
+            let expires = format!("{}s", RESPONSES_TTL.as_secs());
+            fields.insert("allow_responses".to_owned(), json!({"max": RESPONSES_MAX, "expires": expires}));
+        }
+        block
     }
 }
 
@@ -101,8 +114,17 @@ mod tests {
 
     #[test]
     fn nothing_allowed_is_everything_denied() {
-        assert_eq!(Permissions::default().config()["publish"], json!({"deny": [">"]}));
-        assert_eq!(Permissions::full().config()["publish"], json!({"allow": [">"]}));
+        assert_eq!(Permissions::default().config(Account::Work)["publish"], json!({"deny": [">"]}));
+        assert_eq!(Permissions::full().config(Account::Work)["publish"], json!({"allow": [">"]}));
+    }
+
+    #[test]
+    fn nobody_in_work_gets_rights_by_being_asked() {
+        for (account, answers) in [(Account::Control, true), (Account::Work, false)] {
+            let permissions = Permissions::default();
+            assert_eq!(permissions.config(account).get("allow_responses").is_some(), answers);
+            assert_eq!(permissions.claims(account).get("resp").is_some(), answers);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use schemas::Timestamp;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512_256};
 
-use super::{IdentityError, Permissions};
+use super::IdentityError;
 
 const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 
@@ -54,21 +54,24 @@ pub fn account(
     sign(operator, public_key, name, nats, None, now)
 }
 
-/// A user's token. It cannot be used without the user's own key, which never leaves its machine.
+/// A user's token; `rights` are its claims of what it may do. It cannot be used without the user's own key, which never
+/// leaves its machine.
 pub fn user(
     account: &KeyPair,
     public_key: &str,
     name: &str,
-    permissions: &Permissions,
+    rights: Value,
     expires: Option<Timestamp>,
     now: Timestamp,
 ) -> Result<String, IdentityError> {
-    let (publish, subscribe, responses) = permissions.claims();
-    let nats = json!({
-        "pub": publish, "sub": subscribe, "resp": responses,
-        "subs": -1, "data": -1, "payload": -1,
-        "type": "user", "version": 2,
-    });
+    let mut nats = rights;
+    if let Some(fields) = nats.as_object_mut() {
+        for limit in ["subs", "data", "payload"] {
+            fields.insert(limit.to_owned(), json!(-1));
+        }
+        fields.insert("type".to_owned(), json!("user"));
+        fields.insert("version".to_owned(), json!(2));
+    }
     sign(account, public_key, name, nats, expires, now)
 }
 
@@ -120,6 +123,8 @@ fn sign(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Permissions;
+    use crate::module::Account;
 
     #[test]
     fn a_token_says_what_was_signed() {
@@ -129,7 +134,7 @@ mod tests {
             &account,
             &user_key.public_key(),
             "n1",
-            &Permissions::default(),
+            Permissions::default().claims(Account::Work),
             Some(Timestamp(9_000)),
             Timestamp(5_000),
         )

@@ -89,7 +89,7 @@ impl HubKeys {
     ) -> Result<String, IdentityError> {
         check_user_key(public_key)?;
         let signer = &self.account(account).key;
-        jwt::user(signer, public_key, name, permissions, expires, Timestamp::now())
+        jwt::user(signer, public_key, name, permissions.claims(account), expires, Timestamp::now())
     }
 
     /// Makes a user of `account` with a key of its own: its token and the seed of its key.
@@ -188,7 +188,9 @@ impl AccountKey {
 
     fn mint(&self, name: &str, permissions: &Permissions) -> Result<(String, String), IdentityError> {
         let user = KeyPair::new_user();
-        let token = jwt::user(&self.key, &user.public_key(), name, permissions, None, Timestamp::now())?;
+        let account = if self.name == ACCOUNT_WORK { Account::Work } else { Account::Control };
+        let rights = permissions.claims(account);
+        let token = jwt::user(&self.key, &user.public_key(), name, rights, None, Timestamp::now())?;
         Ok((token, user.seed().map_err(|error| IdentityError::key(name, error))?))
     }
 

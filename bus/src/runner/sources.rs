@@ -107,6 +107,7 @@ pub(super) async fn open<D: Send + 'static>(
         | Kind::Manage { .. }
         | Kind::Bound { .. }
         | Kind::NodeStreams
+        | Kind::Declare
         | Kind::Link
         | Kind::Arrivals
         | Kind::Stream => {}

@@ -1,35 +1,46 @@
 //! Gives each pod its own credential for the node's server, and takes it back.
 //!
-//! In: `ew.local.credentials.issue` and `.revoke`, asked by `containers`. Out: the answer; and, for the hub's audit, what the
+//! In: `ew.local.credentials.issue` and `.revoke`, asked by `containers`; and the node's Topics, because a pod may consume
+//! those of its namespace ([`rights`]): when they change, the logins that are there change with them. Out: the answer; and, for the hub's audit, what the
 //! node's server refused whom (`ew.evt.credentials.Audit`, kept in the node's OUTBOX while it is offline). The credential is made on the
 //! node, offline too; it opens the pod's namespace on this node and nothing anywhere else, and it stays the same for the
 //! life of the pod, across restarts of everything.
 
+pub mod rights;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bus::connection::Handles;
 use bus::flow::Flow;
-use bus::identity::Permissions;
-use bus::module::{Account, Effect, Input, Message, Module, Rim};
+use bus::module::{Account, Effect, Entry, EntryValue, Input, Message, Module, Rim};
 use bus::server::{Denial, LeafServer, User};
 use schemas::Timestamp;
 use schemas::audit::{AuditRecord, Thinned};
 use schemas::command::{Refusal, Reply};
 use schemas::credential::{Issue, Issued, Withdraw};
+use schemas::desired::{Content, Local};
 use schemas::envelope;
-use schemas::name::{Namespace, NodeName};
-use schemas::subject;
-use tokio::sync::mpsc;
+use schemas::name::NodeName;
+use schemas::subject::{self, BUCKET_LOCAL, DesiredKey};
+use schemas::topic::Topic;
+use tokio::sync::{Mutex, mpsc};
+
+use rights::{Declared, POD, namespace_of, permissions};
 
 /// Name of the module.
 pub const NAME: &str = "credentials";
+
+/// The entries of Topics in the local bucket.
+const TOPICS: &str = "topics.>";
 
 /// All that the module reads and writes.
 pub fn flows() -> Vec<Flow> {
     vec![
         Flow::respond(subject::local(NAME, "issue"), "Issue -> Issued"),
         Flow::respond(subject::local(NAME, "revoke"), "Withdraw -> ()"),
+        Flow::watch(BUCKET_LOCAL, TOPICS, "Local"),
         Flow::report(subject::event(NAME, subject::EVENT_AUDIT), "AuditRecord"),
     ]
 }
@@ -41,6 +52,8 @@ pub enum Act {
     Put(Message, Issue),
     /// Remove the user.
     Remove(Message, Withdraw),
+    /// From now on pods may consume these Topics, and no others: those that are there, and those to come.
+    Grant(Declared),
 }
 
 /// What the rim tells.
@@ -50,18 +63,32 @@ pub enum Done {
     Answer(Message, Vec<u8>),
     /// What the server refused.
     Denied(Vec<Denial>),
+    /// What became of an [`Act::Grant`].
+    Granted(Result<(), String>),
 }
 
 /// The module. Of credentials it holds nothing: the server's users are the state.
 pub struct Credentials {
     node: NodeName,
     refusals: Thinned,
+    current: bool,
+    topics: BTreeMap<DesiredKey, Topic>,
+    /// The Topics changed since the last grant that is under way or done.
+    changed: bool,
+    granting: bool,
 }
 
 impl Credentials {
     /// The module of `node`.
     pub fn new(node: NodeName) -> Self {
-        Self { node, refusals: Thinned::default() }
+        Self {
+            node,
+            refusals: Thinned::default(),
+            current: false,
+            topics: BTreeMap::new(),
+            changed: true,
+            granting: false,
+        }
     }
 
     fn report(&self, record: &AuditRecord) -> Effect<Act> {
@@ -69,6 +96,30 @@ impl Credentials {
             envelope::headers(self.node.as_str(), NAME, subject::EVENT_AUDIT, &record.id, record.at);
         let subject = subject::event(NAME, subject::EVENT_AUDIT);
         Effect::Report { subject, headers, payload: schemas::encode(record) }
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Vec<Effect<Act>> {
+        let Some(key) = DesiredKey::parse_local(&entry.key) else { return Vec::new() };
+        let EntryValue::Put(bytes) = &entry.value else { return Vec::new() };
+        // What cannot be read is told by the module that makes the streams; rights stay as they were.
+        let Ok(Local { desired, .. }) = schemas::decode::<Local>(bytes) else { return Vec::new() };
+        self.changed |= match desired.content {
+            Content::Tombstone => self.topics.remove(&key).is_some(),
+            Content::Object(object) => match Topic::read(&object) {
+                Ok(topic) => self.topics.insert(key, topic.clone()).as_ref() != Some(&topic),
+                Err(_) => false,
+            },
+        };
+        self.grant()
+    }
+
+    fn grant(&mut self) -> Vec<Effect<Act>> {
+        if !self.current || self.granting || !self.changed {
+            return Vec::new();
+        }
+        self.changed = false;
+        self.granting = true;
+        vec![Effect::Act(Act::Grant(Declared::of(self.topics.values())))]
     }
 
     fn denied(&mut self, denials: Vec<Denial>, now: Timestamp) -> Vec<Effect<Act>> {
@@ -102,6 +153,22 @@ impl Module for Credentials {
                     }
                 }
             }
+            Input::Entry(entry) => self.entry(&entry),
+            Input::Current { .. } => {
+                self.current = true;
+                self.grant()
+            }
+            // The next tick tries again what failed.
+            Input::Tick => self.grant(),
+            Input::Done(Done::Granted(outcome)) => {
+                self.granting = false;
+                if let Err(error) = outcome {
+                    tracing::warn!(error, "pods cannot be given the rights of their topics yet");
+                    self.changed = true;
+                    return Vec::new();
+                }
+                self.grant()
+            }
             Input::Done(Done::Denied(denials)) => self.denied(denials, now),
             Input::Done(Done::Answer(message, answer)) => match message.reply {
                 Some(to) => vec![Effect::Reply { account: message.account, to, payload: answer }],
@@ -112,57 +179,43 @@ impl Module for Credentials {
     }
 }
 
-/// What a pod of that namespace may do on its node. Of JetStream it may acknowledge what its namespace is handed out, and nothing
-/// else: a pod that may create one stream reads everything, and one that may pull has what it pulls sent to any subject, also
-/// another namespace's (measured).
-pub fn permissions(namespace: &Namespace, inbox: &str) -> Permissions {
-    let own = |class: &str| format!("{class}.{namespace}.>");
-    Permissions {
-        // Its own inbox too: what it says there comes back after any refusal of what it said before, and by that the door
-        // for HTTP knows that a word was taken.
-        publish_allow: vec![
-            own("app"),
-            own("up"),
-            own("bulk"),
-            own("local"),
-            format!("$JS.ACK.{}.{namespace}.>", subject::STREAM_DOWN),
-            format!("{inbox}.>"),
-        ],
-        subscribe_allow: vec![
-            own("app"),
-            own("down"),
-            own("local"),
-            subject::stored(namespace),
-            format!("{inbox}.>"),
-        ],
-    }
-}
-
 fn user_name(uid: &str) -> String {
-    format!("pod-{}", subject::token(uid))
+    format!("{POD}{}", subject::token(uid))
 }
 
 /// The rim: the node's server.
 pub struct CredentialsRim {
-    /// The server.
-    pub server: Arc<LeafServer>,
+    node: NodeName,
+    server: Arc<LeafServer>,
+    /// The Topics that were granted last; `None` before the first time. Held while users are changed, so that a login that is
+    /// made meanwhile has the same rights as the others.
+    declared: Mutex<Option<Declared>>,
     /// Where the door for HTTP is, if there is one.
-    pub http: Option<SocketAddr>,
+    http: Option<SocketAddr>,
 }
 
 impl CredentialsRim {
+    /// Of the server of `node`, whose door for HTTP is at `http`, if there is one.
+    pub fn new(node: NodeName, server: Arc<LeafServer>, http: Option<SocketAddr>) -> Self {
+        Self { node, server, declared: Mutex::new(None), http }
+    }
+
     async fn put(&self, issue: &Issue) -> Reply<Issued> {
         let name = user_name(&issue.uid);
-        let inbox = subject::inbox(&name);
-        let allowed = permissions(&issue.namespace, &inbox);
-        let user = match self.server.user(&name).await {
-            Some(user) if user.permissions == allowed => user,
-            known => {
-                // One of an earlier version's keeps its password: the pod's other containers go on with it.
-                let user = match known {
-                    Some(user) => User { permissions: allowed, ..user },
-                    None => User::new(&name, Account::Work, allowed),
-                };
+        let declared = self.declared.lock().await;
+        let topics = declared.as_ref().map(|declared| declared.in_namespace(&issue.namespace));
+        let found = self.server.user(&name).await;
+        let inbox = found.as_ref().and_then(|user| rights::inbox_of(&user.permissions));
+        let inbox = inbox.unwrap_or_else(|| subject::pod_inbox(&issue.namespace, &name));
+        let allowed = permissions(&self.node, &issue.namespace, &inbox, topics.unwrap_or_default());
+        let user = match found {
+            // Before the Topics are known it keeps what it has.
+            Some(user) if user.permissions == allowed || topics.is_none() => user,
+            found => {
+                let mut user = User::new(&name, Account::Work, allowed);
+                if let Some(found) = found {
+                    user.password = found.password;
+                }
                 self.server.put_users(vec![user.clone()]).await.map_err(|error| {
                     Refusal::new(500, "EW-CREDENTIAL", format!("no credential for the pod: {error}"))
                 })?;
@@ -173,6 +226,26 @@ impl CredentialsRim {
         let url = format!("nats://{}:{}@{address}", user.name, user.password);
         let http_url = self.http.map(|http| format!("http://{}:{}@{http}", user.name, user.password));
         Ok(Issued { url, inbox, http_url })
+    }
+
+    /// Gives every pod's login the rights that follow from the Topics; one reload for all, none when nothing changes.
+    async fn grant(&self, topics: Declared) -> Result<(), String> {
+        let mut declared = self.declared.lock().await;
+        let mut changed = Vec::new();
+        for user in self.server.users().await {
+            let pod = user.account == Account::Work && user.name.starts_with(POD);
+            let Some(namespace) = namespace_of(&user.permissions).filter(|_| pod) else { continue };
+            let Some(inbox) = rights::inbox_of(&user.permissions) else { continue };
+            let allowed = permissions(&self.node, &namespace, &inbox, topics.in_namespace(&namespace));
+            if user.permissions != allowed {
+                changed.push(User { permissions: allowed, ..user });
+            }
+        }
+        if !changed.is_empty() {
+            self.server.put_users(changed).await.map_err(|error| error.to_string())?;
+        }
+        *declared = Some(topics);
+        Ok(())
     }
 }
 
@@ -190,6 +263,7 @@ impl Rim<Credentials> for CredentialsRim {
                     });
                 Done::Answer(message, schemas::encode(&removed))
             }
+            Act::Grant(topics) => Done::Granted(self.grant(topics).await),
         })
     }
 
@@ -203,37 +277,6 @@ impl Rim<Credentials> for CredentialsRim {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_pod_reaches_its_namespace_and_no_jetstream() {
-        let allowed = permissions(&Namespace::new("demo").unwrap(), "_INBOX.pod-1");
-        let may =
-            |list: &[String], subject: &str| list.iter().any(|filter| subject::matches(filter, subject));
-        for (subject, publish, hear) in [
-            ("app.demo.temp", true, true),
-            ("up.demo.temp", true, false),
-            ("bulk.demo.temp", true, false),
-            ("bulk.other.temp", false, false),
-            ("down.demo.temp", false, true),
-            ("local.demo.a.b", true, true),
-            ("app.other.temp", false, false),
-            ("up.other.temp", false, false),
-            ("stored.demo", false, true),
-            ("stored.other", false, false),
-            ("$JS.ACK.DOWN.demo.1.2.3.4.5", true, false),
-            ("$JS.ACK.DOWN.other.1.2.3.4.5", false, false),
-            ("$JS.API.CONSUMER.MSG.NEXT.DOWN.demo", false, false),
-            ("_down.demo.temp", false, false),
-            ("$JS.API.STREAM.CREATE.X", false, false),
-            ("$JS.API.INFO", false, false),
-            ("_INBOX.pod-1.x", true, true),
-            ("_INBOX.pod-2.x", false, false),
-            ("ew.cmd.n.x", false, false),
-        ] {
-            assert_eq!(may(&allowed.publish_allow, subject), publish, "publish {subject}");
-            assert_eq!(may(&allowed.subscribe_allow, subject), hear, "subscribe {subject}");
-        }
-    }
 
     #[test]
     fn rubbish_is_answered() {
@@ -265,5 +308,55 @@ mod tests {
         assert_eq!(counts, [1, 299, 300]);
         let first = told.first().unwrap();
         assert_eq!((first.user.as_str(), first.object.as_str(), first.refused()), ("pod-x", "b.c", true));
+    }
+
+    fn topic(name: &str, content: Content) -> Input<Done> {
+        let uid = format!("u-{name}");
+        let key = DesiredKey { plural: "topics".into(), namespace: "demo".into(), name: name.into(), uid };
+        let desired = schemas::desired::Desired {
+            generation: "g".into(),
+            epoch: "e".into(),
+            resource_version: 1,
+            content,
+        };
+        Input::Entry(Entry {
+            bucket: BUCKET_LOCAL.into(),
+            key: key.local_key(),
+            revision: 1,
+            value: EntryValue::Put(schemas::encode(&Local { revision: 1, desired })),
+        })
+    }
+
+    fn object(name: &str) -> Content {
+        let mut object = schemas::object::Object::new(schemas::topic::API_VERSION, "Topic", "demo", name);
+        object.set(&["metadata", "uid"], format!("u-{name}"));
+        object.set(&["spec", "subjects"], vec![format!("app.demo.{name}")]);
+        Content::Object(object)
+    }
+
+    #[test]
+    fn topics_become_rights_one_grant_at_a_time() {
+        let mut module = Credentials::new(NodeName::new("n1").unwrap());
+        let granted = |effects: Vec<Effect<Act>>| -> Option<usize> {
+            match effects.into_iter().next() {
+                Some(Effect::Act(Act::Grant(declared))) => {
+                    Some(declared.in_namespace(&"demo".parse().unwrap()).len())
+                }
+                None => None,
+                Some(other) => panic!("{other:?}"),
+            }
+        };
+        let mut apply = |input| granted(module.apply(input, Timestamp(0)));
+        let current = || Input::Current { bucket: BUCKET_LOCAL.into(), filter: TOPICS.into() };
+        assert_eq!(apply(topic("a", object("a"))), None, "not before all are known");
+        assert_eq!(apply(current()), Some(1));
+        assert_eq!(apply(topic("b", object("b"))), None, "one at a time");
+        assert_eq!(apply(Input::Done(Done::Granted(Ok(())))), Some(2));
+        assert_eq!(apply(topic("a", Content::Tombstone)), None);
+        assert_eq!(apply(Input::Done(Done::Granted(Err("away".into())))), None);
+        assert_eq!(apply(Input::Tick), Some(1), "what failed is tried again");
+        assert_eq!(apply(Input::Done(Done::Granted(Ok(())))), None);
+        assert_eq!(apply(topic("b", object("b"))), None, "nothing new");
+        assert_eq!(apply(Input::Tick), None);
     }
 }

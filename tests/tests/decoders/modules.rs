@@ -4,6 +4,7 @@
 use bus::flow::{Flow, Kind};
 use bus::module::{Delivery, Entry, EntryValue, Input, Message, Module};
 use schemas::Timestamp;
+use schemas::desired::{Content, Desired, Local};
 use schemas::name::NodeName;
 use schemas::object::Object;
 use schemas::subject::{self, Lane};
@@ -29,6 +30,9 @@ fn subjects(filter: &str) -> Vec<String> {
         "n1.pods.demo.web.u-1",
         "pods.demo.web.u-1",
         "configmaps.demo.c.c",
+        "topics.demo.t.t",
+        "edgewire=2Eio.topics.demo.t",
+        "=.nodes.=.n1",
         "_lineage",
         "token.t",
         "node.n1",
@@ -106,11 +110,20 @@ fn inputs<D>(flows: &[Flow], bytes: &[u8]) -> Vec<Input<D>> {
 fn samples() -> Vec<Vec<u8>> {
     let pod = br#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a","namespace":"demo","uid":"u-1"},"spec":{"nodeName":"n1","containers":[{"name":"c","image":"i","resources":{"requests":{"cpu":"1"}}}],"volumes":[{"name":"v","configMap":{"name":"c"}}],"affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"a","operator":"Gt","values":["1"]}]}]}}},"tolerations":[{"operator":"Exists"}]}}"#;
     let machine = br#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"n1","uid":"u-2"},"spec":{"taints":[{"key":"a","effect":"NoSchedule"}]},"status":{"allocatable":{"cpu":"4","memory":"1Gi","pods":"9"},"conditions":[{"type":"Ready","status":"True"}]}}"#;
+    let topic = br#"{"apiVersion":"edgewire.io/v1alpha1","kind":"Topic","metadata":{"name":"t","namespace":"demo","uid":"t"},"spec":{"subjects":["app.demo.>"],"consumers":[{"name":"c"}],"nodeSelector":{"a":"b"}}}"#;
     let mut samples = golden("");
-    for object in [&pod[..], machine] {
-        let stored = serde_json::from_slice::<Object>(object).unwrap().to_bytes();
+    for object in [&pod[..], machine, topic] {
+        let object = serde_json::from_slice::<Object>(object).unwrap();
+        let stored = object.to_bytes();
         assert!(Object::from_bytes(&stored, 1).is_ok());
         samples.push(stored);
+        let desired = Desired {
+            generation: "g".to_owned(),
+            epoch: "e".to_owned(),
+            resource_version: 1,
+            content: Content::Object(object),
+        };
+        samples.push(schemas::encode(&Local { revision: 1, desired }));
     }
     samples
 }
@@ -149,5 +162,6 @@ fn the_nodes_modules() {
     module("containers", &containers::flows(&of), || containers::Containers::new(node(), "s".to_owned()));
     module("router on a node", &router::edge::flows(&of), || router::edge::Router::new(node()));
     module("credentials", &credentials::flows(), || credentials::Credentials::new(node()));
+    module("topics", &topics::flows(), || topics::Topics::new(node()));
     module("identity on a node", &identity::edge::flows(&of), || identity::edge::Membership::new(node()));
 }

@@ -28,6 +28,7 @@ Classes:
   the revision that the decision was made on
 * **across the link**: the node's `sync` at the hub, by the node's own credential (`bus/src/identity/allow.rs`)
 * **byte stream**: frames with credit; a slow reader stops the writer
+* **streams, declared**: made, changed and removed while the node runs, each by the object that declares it
 * **live, wake-up**: says that something was stored; the stream itself is read where it was left
 
 Besides its flows every module may publish to `ew.dead.<module>` (what it could not read or apply, with the reason) and
@@ -62,6 +63,7 @@ pub fn document() -> String {
         (identity::edge::NAME, "modules/identity", identity::edge::flows(&node)),
         (router::NAME, "modules/router", router::edge::flows(&node)),
         (sync::edge::NAME, "modules/sync", sync::edge::flows(&node)),
+        (topics::NAME, "modules/topics", topics::flows()),
         ("host", "bus", bus::host::flows(ANY_NODE)),
     ] {
         module(&mut out, name, crate_dir, &flows);

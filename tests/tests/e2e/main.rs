@@ -30,6 +30,7 @@ mod router;
 mod slow;
 mod support;
 mod tail;
+mod topic;
 mod transport;
 mod upgrade;
 mod uplink;

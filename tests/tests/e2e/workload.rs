@@ -40,7 +40,6 @@ impl Credential {
         Self::parse(url, inbox)
     }
 
-    /// Connects with it, from within the node's namespace.
     pub async fn dial(&self) -> anyhow::Result<Bus> {
         let login = Login::Password { user: self.login.0.clone(), password: self.login.1.clone() };
         Ok(dial(&self.url, None, login, "e2e", self.inbox.clone(), Account::Work, "").await?)
