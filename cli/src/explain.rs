@@ -219,7 +219,10 @@ fn stored(subject: &str, account: Account, origin: &Origin) -> String {
         },
         Some(row) => format!("at {} in {}", origin.name(), bound(row)),
         None if Class::of(subject).is_some() && place == Place::Edge => {
-            format!("no stream of Edgewire's at {} takes it; a Topic may (kubectl get topics -A)", origin.name())
+            format!(
+                "no stream of Edgewire's at {} takes it; a Topic may (kubectl get topics -A)",
+                origin.name()
+            )
         }
         None => format!("no: no stream at {} takes it", origin.name()),
     }

@@ -5,6 +5,14 @@
 //! themselves, everything else is `=XX` (two upper case hex digits a byte). `=` is legal in subjects and in KV keys;
 //! the empty text (no namespace, the core API group) is the single token `=`.
 
+mod audit;
+mod declared;
+mod down;
+
+pub use audit::*;
+pub use declared::*;
+pub use down::*;
+
 use crate::name::{Namespace, NodeName};
 
 /// Account of Edgewire's own traffic.
@@ -36,44 +44,8 @@ pub const STREAM_UPLINK: &str = "UPLINK";
 /// Edge stream of telemetry waiting to go up (`bulk.>`), in WORK: not synced before it is acknowledged, and the oldest goes
 /// when it is full.
 pub const STREAM_BULK: &str = "BULK";
-/// Edge stream of messages that rules carry to the hub, as they came, in WORK. Its subjects follow the rules.
-pub const STREAM_RULES: &str = "RULES";
-/// What [`STREAM_RULES`] captures while there is no rule: nobody says it.
-pub const RULES_NONE: &str = "_rules.none";
-/// What the name of a hub's stream of messages for one node begins with (`to.<node>.>`), in WORK. Each node has its own: one
-/// that is away for long fills its own alone.
-pub const STREAM_TO: &str = "TO";
-/// Edge stream of the messages that came from the hub, in WORK: written on [`ARRIVING`], stored and heard as `down.>`.
-pub const STREAM_DOWN: &str = "DOWN";
-/// What `sync` writes into [`STREAM_DOWN`]. Nobody else may, and nobody hears it: it is heard when it is stored.
-pub const ARRIVING: &str = "_down.>";
-/// The same as it is stored, and heard by workloads.
-pub const ARRIVED: &str = "down.>";
-/// Of what is stored, what workloads hear: not the cursor.
-pub const ARRIVED_HEARD: &str = "down.*.>";
-/// The queue group of those who take a namespace's stored messages: each goes to one of them.
-pub const STORED_GROUP: &str = "stored";
 /// Stream of what could not be decoded or applied, with payload and reason. One on each server.
 pub const STREAM_DEAD: &str = "DEAD";
-
-/// Hub stream of what was done (`ew.audit.done.>`).
-pub const STREAM_AUDIT: &str = "AUDIT";
-/// Hub stream of what was refused (`ew.audit.refused.>`).
-pub const STREAM_REFUSED: &str = "REFUSED";
-
-/// Subject of an audit record at the hub: `ew.audit.<done|refused>.<node>.<verb>`.
-pub fn audit(refused: bool, node: &str, verb: &str) -> String {
-    let outcome = if refused { "refused" } else { "done" };
-    format!("ew.audit.{outcome}.{}.{}", token(node), token(verb))
-}
-
-/// The type of event that is a record for the hub's audit.
-pub const EVENT_AUDIT: &str = "Audit";
-
-/// All audit records of what was done, or of what was refused.
-pub fn audit_filter(refused: bool) -> String {
-    format!("ew.audit.{}.>", if refused { "refused" } else { "done" })
-}
 
 /// JetStream domain of the hub.
 pub const DOMAIN_HUB: &str = "hub";
@@ -178,46 +150,6 @@ impl Resource {
         Self { group: String::new(), plural: plural.to_owned() }
     }
 }
-
-/// API group of Edgewire's own kinds.
-pub const GROUP_EDGEWIRE: &str = "edgewire.io";
-/// API group of KubeEdge's rules.
-pub const GROUP_RULES: &str = "rules.kubeedge.io";
-
-/// The resources that nodes are told of, by their plural: no two groups have the same one.
-pub const TOLD: [(&str, &str); 7] = [
-    ("", "pods"),
-    ("", "configmaps"),
-    ("", "secrets"),
-    (GROUP_EDGEWIRE, "topics"),
-    (GROUP_EDGEWIRE, "topicmaps"),
-    (GROUP_RULES, "rules"),
-    (GROUP_RULES, "ruleendpoints"),
-];
-
-/// The resource that nodes are told of under that plural; of a plural that they are not told of, the core group's.
-pub fn told(plural: &str) -> Resource {
-    let group = TOLD.iter().find(|(_, told)| *told == plural).map_or("", |(group, _)| group);
-    Resource { group: group.to_owned(), plural: plural.to_owned() }
-}
-
-/// The stream of a Topic, on its node in WORK. No Kubernetes name has a `_`, so no two are the same.
-pub fn topic_stream(namespace: &str, name: &str) -> String {
-    format!("{TOPIC_STREAM}{}_{}", token(namespace), token(name))
-}
-
-/// What whoever consumes a Topic's stream publishes to, in both spellings of the API's prefix: what there is, the next
-/// messages, acknowledgements. Nothing of it makes or changes anything; the stream has no consumers but the declared ones.
-pub fn consume_topic(node: &NodeName, stream: &str) -> Vec<String> {
-    let verbs = ["STREAM.INFO.{}", "CONSUMER.INFO.{}.*", "CONSUMER.MSG.NEXT.{}.*"];
-    let verbs = verbs.map(|verb| verb.replace("{}", stream));
-    let prefixes = ["$JS.API".to_owned(), format!("$JS.{}.API", domain_edge(node))];
-    let api = prefixes.iter().flat_map(|prefix| verbs.iter().map(move |verb| format!("{prefix}.{verb}")));
-    api.chain([format!("$JS.ACK.{stream}.>")]).collect()
-}
-
-/// How the streams of Topics begin.
-pub const TOPIC_STREAM: &str = "T_";
 
 /// The key of one object in [`BUCKET_OBJECTS`]: `<group>.<resource>.<ns>.<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -439,24 +371,6 @@ pub fn carried(subject: &str) -> Option<(NodeName, Lane, bool)> {
     Some((NodeName::new(node).ok()?, lane, is_cursor))
 }
 
-/// A message that a rule carries, in the edge's UPLINK. No namespace is called `_rule`, so no pod may say it.
-pub fn ruled(namespace: &str, rule: &str, uid: &str) -> String {
-    format!("up._rule.{}.{}.{}", token(namespace), token(rule), token(uid))
-}
-
-/// The same in FROM, of any node: a consumer's filter.
-pub fn raised_ruled(namespace: &str, rule: &str, uid: &str) -> String {
-    format!("from.*._rule.{}.{}.{}", token(namespace), token(rule), token(uid))
-}
-
-/// The durable consumer in FROM of the rule with this UID.
-pub fn rule_consumer(uid: &str) -> String {
-    format!("{RULE_CONSUMERS}{}", token(uid))
-}
-
-/// How every rule's consumer begins.
-pub const RULE_CONSUMERS: &str = "rule_";
-
 /// A message in stream UP, read back: who sent it, in which lane, and its subject at the edge.
 pub fn lowered(subject: &str) -> Option<(NodeName, Lane, &str)> {
     let rest = subject.strip_prefix("ew.in.")?;
@@ -477,45 +391,6 @@ pub fn cursor(node: &NodeName, lane: Lane) -> String {
         Lane::Workload | Lane::Bulk => format!("_cursor.{node}.{}", lane.as_str()),
         Lane::State | Lane::Events => format!("ew.in.{node}._cursor.{}", lane.as_str()),
     }
-}
-
-/// The hub's stream of messages for one node.
-pub fn to_stream(node: &NodeName) -> String {
-    format!("{STREAM_TO}_{node}")
-}
-
-/// What that stream captures.
-pub fn to_filter(node: &NodeName) -> String {
-    format!("to.{node}.>")
-}
-
-/// For which node is a message of the hub? `None` when it is for none.
-pub fn sent_to(subject: &str) -> Option<NodeName> {
-    let (node, _) = subject.strip_prefix("to.")?.split_once('.')?;
-    NodeName::new(node).ok()
-}
-
-/// A message of the hub for that node, as it is written on the node: its namespace and subject. `None` when it is not for that
-/// node, or its namespace is no name: then nobody could hear it.
-pub fn arriving(node: &NodeName, subject: &str) -> Option<(Namespace, String)> {
-    let rest = subject.strip_prefix("to.")?.strip_prefix(node.as_str())?.strip_prefix('.')?;
-    let (namespace, topic) = rest.split_once('.')?;
-    let namespace = Namespace::new(namespace).ok().filter(|_| is_publishable(topic))?;
-    let subject = format!("_down.{namespace}.{topic}");
-    Some((namespace, subject))
-}
-
-/// Where the node's cursor is written, in the stream of what it counts; and as what it is stored. No namespace has that name.
-pub const TAKEN: [&str; 2] = ["_down._cursor", "down._cursor"];
-
-/// A namespace's own part of what came from the hub.
-pub fn arrived_filter(namespace: &Namespace) -> String {
-    format!("down.{namespace}.>")
-}
-
-/// Where what a namespace has not acknowledged yet is handed out, to the group [`STORED_GROUP`].
-pub fn stored(namespace: &Namespace) -> String {
-    format!("stored.{namespace}")
 }
 
 /// UP's messages of one module and kind, from all nodes: a consumer's filter.

@@ -106,6 +106,7 @@ const TRIED: &[(&str, &[&str])] = &[
 /// with plain serde into a bounded shape.
 const NOT_TRIED: &[(&str, &str)] = &[
     ("bus/src/identity/membership.rs", "the node's own file, root's"),
+    ("bus/src/identity/deferral.rs", "the node's own file, root's"),
     ("bus/src/identity/keys.rs", "the hub's own file, and its own server's answer"),
     ("bus/src/identity/authority.rs", "the hub's own file, root's"),
     ("bus/src/identity/tls.rs", "the hub's own file, root's"),
