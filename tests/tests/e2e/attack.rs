@@ -141,13 +141,17 @@ async fn who_has_a_node_has_that_node_alone() -> anyhow::Result<()> {
     // Asking itself gives it no right: in WORK nobody may answer what is not in their list.
     let itself = as_node(&cluster, &taken, Account::Work).await?;
     let mut asked = itself.subscribe("app.default.itself").await?;
-    itself.flush().await?;
+    // A word of its own tells that the server has taken the subscription; a flush does not.
+    itself.publish("app.default.itself", "".into()).await?;
+    heard_in_time(&mut asked).await?;
     for reply in ["from.edge-b.default.forged", "_cursor.edge-b.workload", "$JS.API.STREAM.PURGE.FROM"] {
         work.publish_with_reply("app.default.itself", reply, "".into()).await?;
-        let request = asked.next().await.context("its own question")?;
+        let request = heard_in_time(&mut asked).await?;
         itself.publish(request.reply.context("its reply")?, "".into()).await?;
     }
-    itself.flush().await?;
+    // What comes back was said after all of it.
+    itself.publish("app.default.itself", "".into()).await?;
+    heard_in_time(&mut asked).await?;
     anyhow::ensure!(
         cluster.stored(Account::Work, STREAM_FROM, "from.edge-b.default.forged").await?.is_empty()
     );
@@ -198,6 +202,11 @@ async fn who_has_a_node_has_that_node_alone() -> anyhow::Result<()> {
         anyhow::ensure!(as_node(&cluster, &taken, account).await.is_err(), "revoked credentials were taken");
     }
     cluster.done().await
+}
+
+async fn heard_in_time(messages: &mut async_nats::Subscriber) -> anyhow::Result<async_nats::Message> {
+    let message = tokio::time::timeout(PATIENCE, messages.next()).await;
+    message.context("nothing is heard")?.context("the connection was closed")
 }
 
 /// What a listener says to who shows nothing. `speak` is said after a TLS handshake of that version, or in the clear.

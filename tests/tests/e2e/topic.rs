@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use async_nats::Client;
 use async_nats::jetstream::{self, consumer::PullConsumer};
+use async_nats::{Client, Message, Subscriber};
 use bus::module::Account;
 use futures::StreamExt;
 use serde_json::json;
@@ -17,6 +17,8 @@ use crate::workload::Credential;
 const STREAM: &str = "T_demo_readings";
 /// An answer that must not come is waited for so long.
 const SILENCE: Duration = Duration::from_millis(700);
+/// One that must come is waited for so long.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Publishes as a request; the sequence that the stream gave it.
 async fn publish(client: &Client, subject: &str, body: &str) -> anyhow::Result<u64> {
@@ -42,6 +44,19 @@ async fn consume(client: &Client, consumer: &str, count: usize) -> anyhow::Resul
         anyhow::ensure!(bodies.len() > before, "{} of {count} messages: {bodies:?}", bodies.len());
     }
     Ok(bodies)
+}
+
+async fn heard(messages: &mut Subscriber) -> anyhow::Result<Message> {
+    let message = tokio::time::timeout(PATIENCE, messages.next()).await;
+    message.context("nothing is heard")?.context("the connection was closed")
+}
+
+/// Subscribes, and waits until the server has taken it: a word of its own tells, a flush does not.
+async fn listen(client: &Client, filter: &str, own: &str) -> anyhow::Result<Subscriber> {
+    let mut messages = client.subscribe(filter.to_owned()).await?;
+    client.publish(own.to_owned(), "listening".into()).await?;
+    while heard(&mut messages).await?.payload != "listening" {}
+    Ok(messages)
 }
 
 async fn is_answered(client: &Client, subject: &str, body: &str) -> bool {
@@ -128,20 +143,19 @@ async fn nobody_elses(own: &Credential, other: &Credential) -> anyhow::Result<()
 async fn no_rights_by_asking(own: &Credential, operator: &Operator) -> anyhow::Result<()> {
     let (bus, judge) = (own.dial().await?, operator.dial(Account::Work).await?);
     let client = bus.client();
-    let mut heard = judge.client().subscribe(">").await?;
-    judge.client().flush().await?;
-    let mut asked = client.subscribe("local.demo.self").await?;
+    let mut said = listen(judge.client(), ">", "local.ready").await?;
+    let mut asked = listen(client, "local.demo.self", "local.demo.self").await?;
     let made = r#"{"name":"MINE","subjects":["mine.>"],"storage":"memory"}"#;
     let replies = ["app.default.e2e", "local.default.e2e", "up.default.e2e", "$JS.API.STREAM.CREATE.MINE"];
     for reply in replies {
         client.publish_with_reply("local.demo.self", reply, "".into()).await?;
-        let request = asked.next().await.context("its own question")?;
+        let request = heard(&mut asked).await?;
         client.publish(request.reply.context("its reply")?, made.into()).await?;
     }
     client.publish("app.demo.e2e.end", "".into()).await?;
     client.flush().await?;
     loop {
-        let message = heard.next().await.context("the judge's connection")?;
+        let message = heard(&mut said).await?;
         anyhow::ensure!(!replies.contains(&message.subject.as_str()), "a pod said {}", message.subject);
         if message.subject.as_str() == "app.demo.e2e.end" {
             break;
@@ -151,14 +165,13 @@ async fn no_rights_by_asking(own: &Credential, operator: &Operator) -> anyhow::R
     anyhow::ensure!(js.get_stream("MINE").await.is_err(), "a pod made a stream");
     js.get_stream("UPLINK").await.context("the pod's own uplink")?;
     // Its namespace's pods it answers, also under their inboxes.
-    let mut asked = client.subscribe("app.demo.ask").await?;
+    let mut asked = listen(client, "app.demo.ask", "app.demo.ask").await?;
     let answering = client.clone();
     tokio::spawn(async move {
         while let Some(request) = asked.next().await {
             let _ = answering.publish(request.reply.unwrap(), "an answer".into()).await;
         }
     });
-    client.flush().await?;
     let asker = own.dial().await?;
     anyhow::ensure!(asker.client().request("app.demo.ask", "".into()).await?.payload == "an answer");
     let tool =
@@ -177,17 +190,16 @@ async fn what_a_reply_subject_can_do(
     operator: &Operator,
 ) -> anyhow::Result<()> {
     let (own, other) = (own.dial().await?, other.dial().await?);
-    let (own, mut heard) = (own.client(), other.client().subscribe("app.default.>").await?);
-    other.client().flush().await?;
+    let (own, mut said) = (own.client(), listen(other.client(), "app.default.>", "app.default.x").await?);
     let next = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.archive");
     let one = r#"{"batch":1,"no_wait":true}"#;
     consume_all(own).await?;
     publish(own, "app.demo.readings.3", "handed over").await?;
     own.publish_with_reply(next.clone(), "app.default.e2e", one.into()).await?;
-    let message = tokio::time::timeout(Duration::from_secs(10), heard.next()).await?.context("closed")?;
+    let message = heard(&mut said).await?;
     anyhow::ensure!(message.payload == "handed over" && message.subject.as_str() == "app.demo.readings.3");
     own.publish_with_reply("app.demo.readings.3", "app.default.e2e", "x".into()).await?;
-    let message = tokio::time::timeout(Duration::from_secs(10), heard.next()).await?.context("closed")?;
+    let message = heard(&mut said).await?;
     anyhow::ensure!(message.payload.starts_with(b"{\"stream\""), "{message:?}");
 
     // No API of JetStream hears what JetStream itself delivers.
