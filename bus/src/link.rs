@@ -6,6 +6,8 @@
 //! refused names its true cause only on the message's own reply. Names of headers and calls: NATS ADR-50 (batch),
 //! ADR-31 (direct get), ADR-13 (pull).
 
+mod error;
+
 use std::time::Duration;
 
 use async_nats::StatusCode;
@@ -20,6 +22,8 @@ use serde_json::json;
 
 use crate::connection::{Bus, REQUEST_TIMEOUT, from_nats, to_nats};
 
+pub use error::LinkError;
+
 /// Messages in one batch: the server takes at most 1,000, the cursor among them. Each batch costs a sync at the hub, one of
 /// the node's own memory and a trim of its stream, whatever it holds; on a slow link it is the bytes that bound it.
 pub const BATCH_MESSAGES_MAX: usize = 900;
@@ -31,39 +35,6 @@ const SERVER_RENEWED: &str = "the node's server was away";
 const START_CHARS: usize = 16;
 /// What the server says when the expected sequence does not fit: another committed first.
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
-
-/// `err_code`s that speak of the stream or the server, not of the message: worth trying again as it is. Full account or
-/// server (10002, 10023, 10028, 10047), store failed or full (10077), batch incomplete or too many (10176, 10210, 10211).
-const OVERLOAD: [u64; 8] = [10_002, 10_023, 10_028, 10_047, 10_077, 10_176, 10_210, 10_211];
-
-impl LinkError {
-    /// Would the same be taken later?
-    pub fn is_passing(&self) -> bool {
-        match self {
-            LinkError::Refused { code, .. } => OVERLOAD.contains(code),
-            LinkError::CursorMoved | LinkError::Lost(_) => true,
-        }
-    }
-}
-
-/// Why a step across the link failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LinkError {
-    /// The cursor is not where it was expected: read it again.
-    #[error("the cursor moved")]
-    CursorMoved,
-    /// The server refused it.
-    #[error("refused by the hub: {cause}")]
-    Refused {
-        /// NATS' `err_code`; 0 when it gave none.
-        code: u64,
-        /// Its words.
-        cause: String,
-    },
-    /// No answer in time, or no connection. Whether it was done is unknown.
-    #[error("no answer from the hub: {0}")]
-    Lost(String),
-}
 
 pub(crate) fn lost(error: impl std::fmt::Display) -> LinkError {
     LinkError::Lost(error.to_string())

@@ -89,6 +89,13 @@ pub const EVENTS: &[EventType] = &[
         data: Data::Audit,
         meaning: "the node's server refused somebody something; the same is told once in ten minutes, with its number",
     },
+    node("door", "HttpDoorOpen", &[Normal], "the bus by HTTP listens again"),
+    node(
+        "door",
+        "HttpDoorShut",
+        &[Warning],
+        "the bus by HTTP cannot listen: another program has its port; it is tried again",
+    ),
     node("identity", "AuthoritiesChanged", &[Normal], "the node trusts the hub's present authorities"),
     node(
         "identity",
@@ -109,6 +116,18 @@ pub const EVENTS: &[EventType] = &[
         "LinkUp",
         &[Normal],
         "the hub hears a node again; the message says after how long, and what waits",
+    ),
+    node(
+        "router",
+        "RuleMessagesDropped",
+        &[Warning],
+        "messages that waited for a rule were given up; the message says how many and why",
+    ),
+    node(
+        "router",
+        "RuleSourcesRefused",
+        &[Warning],
+        "the node's server does not keep what the rules name: another stream does",
     ),
     node("sync", "ClockAgrees", &[Normal], "the node's clock and the hub's agree again"),
     node("sync", "ClockDiffers", &[Warning], "the node's clock and the hub's differ"),
@@ -136,6 +155,12 @@ pub const EVENTS: &[EventType] = &[
     node("sync", "DiskFreed", &[Normal], "the node's disk has room again"),
     node("sync", "DiskFull", &[Warning], "the node's disk is full: `up.` is refused"),
     node("sync", "DiskNearlyFull", &[Warning], "the node's disk is nearly full: telemetry is dropped"),
+    node(
+        "sync",
+        "DownlinkReplaced",
+        &[Warning],
+        "the hub's messages for this node are of another stream than the last one; the message says what is taken",
+    ),
     node("sync", "LinkDown", &[Warning], "the hub does not answer"),
     node(
         "sync",
@@ -153,10 +178,29 @@ pub const EVENTS: &[EventType] = &[
         "the hub answers again; the message says after how long, and what waited",
     ),
     node("sync", "MessagesDropped", &[Warning], "messages were given up; the message says how many and why"),
+    node(
+        "sync",
+        "MessagesLost",
+        &[Warning],
+        "messages from the hub that nobody had acknowledged are gone with the node's store",
+    ),
     node("sync", "OutboxReplaced", &[Warning], "the node's stream is another one; it starts over"),
     node("sync", "ServerRestarted", &[Warning], "the node's server had stopped trying: it was started anew"),
     node("sync", "StoreRepaired", &[Warning], "entries that the node had lost were fetched again"),
     node("sync", "StoreReplaced", &[Warning], "a damaged store was moved aside and began anew"),
+    node(
+        "sync",
+        "TooManyReaders",
+        &[Warning],
+        "messages came for more namespaces than can have them wait on a node; the others' are heard live",
+    ),
+    node("topics", "TopicMade", &[Normal], "a Topic's stream is there"),
+    node(
+        "topics",
+        "TopicUnmade",
+        &[Warning],
+        "a Topic's stream cannot be made, or changed; the message says why",
+    ),
 ];
 
 impl EventType {
