@@ -184,6 +184,7 @@ pub const EVENTS: &[EventType] = &[
         &[Warning],
         "messages from the hub that nobody had acknowledged are gone with the node's store",
     ),
+    node("sync", "MqttPortTaken", &[Warning], "another program has the port of MQTT; all else runs"),
     node("sync", "OutboxReplaced", &[Warning], "the node's stream is another one; it starts over"),
     node("sync", "ServerRestarted", &[Warning], "the node's server had stopped trying: it was started anew"),
     node("sync", "StoreRepaired", &[Warning], "entries that the node had lost were fetched again"),
@@ -193,6 +194,14 @@ pub const EVENTS: &[EventType] = &[
         "TooManyReaders",
         &[Warning],
         "messages came for more namespaces than can have them wait on a node; the others' are heard live",
+    ),
+    node("topicmap", "TopicMapLoop", &[Warning], "maps would feed each other; those do not run"),
+    node("topicmap", "TopicMapTooMany", &[Warning], "the node runs as many maps as it can already"),
+    node(
+        "topicmap",
+        "TopicMapWaits",
+        &[Warning],
+        "a map's goal does not take its messages: what was acknowledged waits, the rest is dropped",
     ),
     node("topics", "TopicMade", &[Normal], "a Topic's stream is there"),
     node(

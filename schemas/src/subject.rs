@@ -8,10 +8,12 @@
 mod audit;
 mod declared;
 mod down;
+mod mqtt;
 
 pub use audit::*;
 pub use declared::*;
 pub use down::*;
+pub use mqtt::*;
 
 use crate::name::{Namespace, NodeName};
 

@@ -182,6 +182,10 @@ mod tests {
             ("$JS.hub.API.DIRECT.GET.TO_n2", false, false),
             ("$JS.hub.API.STREAM.PURGE.TO_n1", false, false),
             ("$JS.hub.API.CONSUMER.CREATE.TO_n1", false, false),
+            ("$MQTT.msgs.app.default.x", false, false),
+            ("$MQTT.rmsgs.app.default.x", false, false),
+            ("$MQTT.sess.edge-n1.x", false, false),
+            ("factory.line1.temp", false, false),
             ("$JS.hub.API.DIRECT.GET.FROM._cursor.n1.workload", true, false),
             ("ew.hb.n1", false, false),
         ] {

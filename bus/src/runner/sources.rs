@@ -110,6 +110,7 @@ pub(super) async fn open<D: Send + 'static>(
         | Kind::Declare
         | Kind::Link
         | Kind::Arrivals
+        | Kind::Named
         | Kind::Stream => {}
     }
     Ok(())

@@ -1,6 +1,8 @@
 //! What a pod may do on its node: its namespace's subjects, the inboxes of its namespace, and consuming its namespace's
 //! Topics. Pure.
 //!
+//! The same by NATS and by MQTT: of `$MQTT.` nobody needs a right, because the server's own MQTT needs none (measured with 2.15.1).
+//!
 //! No raw JetStream: a pod that may create one stream or one consumer reads everything. A right to consume names the
 //! Topic's stream, and opens what stands there already.
 
@@ -52,6 +54,8 @@ pub fn permissions(node: &NodeName, namespace: &Namespace, inbox: &str, topics: 
     publish.push(format!("{}.>", subject::inbox(node.as_str())));
     let mut subscribe =
         vec![own("app"), own("down"), own("local"), subject::stored(namespace), format!("{inbox}.>")];
+    // An MQTT client that listens to `app/<namespace>/#` asks for the subject above as well.
+    subscribe.extend(["app", "down", "local"].map(|class| format!("{class}.{namespace}")));
     for topic in topics {
         publish.extend(subject::consume_topic(node, &topic.stream()));
         // Its plain subjects are the namespace's once a Topic says so.
@@ -153,6 +157,11 @@ mod tests {
             ("_INBOX._ns.other.pod-2.x", false, false),
             ("_INBOX.n1.http.x", true, false),
             ("_INBOX.n2.http.x", false, false),
+            ("app.demo", false, true),
+            ("app.other", false, false),
+            ("down", false, false),
+            ("$MQTT.sub.x", false, false),
+            ("$MQTT.msgs.app.demo.temp", false, false),
             ("ew.cmd.n.x", false, false),
         ] {
             assert_eq!(may(&allowed.publish_allow, subject), publish, "publish {subject}");
