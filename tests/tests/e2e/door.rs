@@ -28,7 +28,12 @@ impl Told {
         if let Some(last) = &self.last {
             request = request.header("last-event-id", last);
         }
-        let answer = request.send().await?.error_for_status()?;
+        // 503 says: the node's server is away, again. Whatever was just killed is back soon.
+        let answer = eventually("the door listens", 30, async || {
+            let again = request.try_clone().context("a request without a body")?;
+            Ok(again.send().await.ok().and_then(|answer| answer.error_for_status().ok()))
+        })
+        .await?;
         let (mut body, mut text) = (answer.bytes_stream(), String::new());
         while let Some(piece) = body.next().await {
             text.push_str(std::str::from_utf8(&piece?)?);
