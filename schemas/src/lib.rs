@@ -15,6 +15,8 @@
 //! * [`audit`] who did what, and who was refused what
 //! * [`command`] what the hub asks a node to do, and the frames of a byte stream
 //! * [`backup`] the table of contents of a backup of the hub
+//! * [`topic`] and [`topic_map`] what a namespace declares for its messages; [`rule`] KubeEdge's rules
+//! * [`view`] typed views of those kinds; [`fault`] what is wrong with one; [`pattern`] subject filters
 //! * [`quantity`] Kubernetes quantities (`100m`, `64Mi`) as numbers
 
 pub mod audit;
@@ -23,12 +25,18 @@ pub mod command;
 pub mod credential;
 pub mod desired;
 pub mod envelope;
+pub mod fault;
 pub mod loss;
 pub mod name;
 pub mod object;
+pub mod pattern;
 pub mod quantity;
 pub mod report;
+pub mod rule;
 pub mod subject;
+pub mod topic;
+pub mod topic_map;
+pub mod view;
 
 /// Milliseconds since the Unix epoch, UTC. The only form of time that crosses a wire.
 #[derive(

@@ -5,7 +5,7 @@
 //! themselves, everything else is `=XX` (two upper case hex digits a byte). `=` is legal in subjects and in KV keys;
 //! the empty text (no namespace, the core API group) is the single token `=`.
 
-use crate::name::NodeName;
+use crate::name::{Namespace, NodeName};
 
 /// Account of Edgewire's own traffic.
 pub const ACCOUNT_CONTROL: &str = "CONTROL";
@@ -91,6 +91,17 @@ pub fn module_inbox(node: &str, module: &str) -> String {
     format!("_INBOX.{node}.{module}")
 }
 
+/// The prefix of a pod's inboxes. Those of a namespace stand together, so that its pods may answer each other; no node's name
+/// begins with `_`, so they are nobody else's.
+pub fn pod_inbox(namespace: &Namespace, user: &str) -> String {
+    format!("{}.{user}", pod_inboxes(namespace))
+}
+
+/// What the inboxes of a namespace's pods begin with.
+pub fn pod_inboxes(namespace: &Namespace) -> String {
+    format!("_INBOX._ns.{namespace}")
+}
+
 /// One text as one token. See the module's words for the form.
 pub fn token(text: &str) -> String {
     if text.is_empty() {
@@ -151,6 +162,46 @@ impl Resource {
     }
 }
 
+/// API group of Edgewire's own kinds.
+pub const GROUP_EDGEWIRE: &str = "edgewire.io";
+/// API group of KubeEdge's rules.
+pub const GROUP_RULES: &str = "rules.kubeedge.io";
+
+/// The resources that nodes are told of, by their plural: no two groups have the same one.
+pub const TOLD: [(&str, &str); 7] = [
+    ("", "pods"),
+    ("", "configmaps"),
+    ("", "secrets"),
+    (GROUP_EDGEWIRE, "topics"),
+    (GROUP_EDGEWIRE, "topicmaps"),
+    (GROUP_RULES, "rules"),
+    (GROUP_RULES, "ruleendpoints"),
+];
+
+/// The resource that nodes are told of under that plural; of a plural that they are not told of, the core group's.
+pub fn told(plural: &str) -> Resource {
+    let group = TOLD.iter().find(|(_, told)| *told == plural).map_or("", |(group, _)| group);
+    Resource { group: group.to_owned(), plural: plural.to_owned() }
+}
+
+/// The stream of a Topic, on its node in WORK. No Kubernetes name has a `_`, so no two are the same.
+pub fn topic_stream(namespace: &str, name: &str) -> String {
+    format!("{TOPIC_STREAM}{}_{}", token(namespace), token(name))
+}
+
+/// What whoever consumes a Topic's stream publishes to, in both spellings of the API's prefix: what there is, the next
+/// messages, acknowledgements. Nothing of it makes or changes anything; the stream has no consumers but the declared ones.
+pub fn consume_topic(node: &NodeName, stream: &str) -> Vec<String> {
+    let verbs = ["STREAM.INFO.{}", "CONSUMER.INFO.{}.*", "CONSUMER.MSG.NEXT.{}.*"];
+    let verbs = verbs.map(|verb| verb.replace("{}", stream));
+    let prefixes = ["$JS.API".to_owned(), format!("$JS.{}.API", domain_edge(node))];
+    let api = prefixes.iter().flat_map(|prefix| verbs.iter().map(move |verb| format!("{prefix}.{verb}")));
+    api.chain([format!("$JS.ACK.{stream}.>")]).collect()
+}
+
+/// How the streams of Topics begin.
+pub const TOPIC_STREAM: &str = "T_";
+
 /// The key of one object in [`BUCKET_OBJECTS`]: `<group>.<resource>.<ns>.<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct ObjectKey {
@@ -210,7 +261,7 @@ pub fn objects_filter(resource: &Resource, namespace: Option<&str>) -> String {
 /// without the node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct DesiredKey {
-    /// Plural name of the resource (`pods`, `configmaps`, `secrets`).
+    /// Plural name of the resource: one of [`TOLD`].
     pub plural: String,
     /// Namespace of the object.
     pub namespace: String,

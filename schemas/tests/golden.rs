@@ -22,6 +22,7 @@ use schemas::report::{
     EventReport, Heartbeat, HeartbeatAck, ModuleReport, ModuleState, NodeReport, PodReport, Severity,
 };
 use schemas::subject::{DesiredKey, Lane};
+use schemas::{rule, topic, topic_map};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -74,6 +75,46 @@ fn desired_state_keeps_its_form() {
     sample("Diverged", &Diverged { settled: true, objects, more: 1 });
     sample("Release", &Release { node: "n1".parse().unwrap(), key: key() });
     sample("GetPage", &GetPage { entries: vec![(key(), 9, Some(desired())), (key(), 0, None)] });
+}
+
+#[test]
+fn objects_of_the_channel_keep_their_form() {
+    let object = |api_version: &str, kind: &str, spec: serde_json::Value| {
+        let mut object = Object::new(api_version, kind, "demo", "a");
+        object.set(&["metadata", "uid"], "u-1");
+        object.set(&["spec"], spec);
+        object
+    };
+    let topic = object(
+        topic::API_VERSION,
+        "Topic",
+        json!({"subjects": ["app.demo.x.>", "demo.y"], "class": "bulk", "sizeMax": "1Mi", "ageMax": "1h",
+            "consumers": [{"name": "c", "filter": "app.demo.x.1", "deliver": "new"}], "nodeSelector": {"site": "a"}}),
+    );
+    sample("TopicView", &topic.view::<topic::TopicView>().unwrap());
+    sample("Topic", &topic::Topic::read(&topic).unwrap());
+    let map = object(
+        topic::API_VERSION,
+        "TopicMap",
+        json!({"maps": [{"from": {"mqtt": "f/+/t"}, "to": {"subject": "up.demo.{1}"}, "qos": 0, "retain": true},
+            {"from": {"subject": "app.demo.*"}, "to": {"mqtt": "f/{1}"}}]}),
+    );
+    sample("TopicMapView", &map.view::<topic_map::TopicMapView>().unwrap());
+    sample("TopicMap", &topic_map::TopicMap::read(&map).unwrap());
+    let mut rule = object(
+        rule::API_VERSION,
+        "Rule",
+        json!({"source": "a", "sourceResource": {"topic": "t", "node_name": "n"}, "target": "b",
+            "targetResource": {"resource": "http://x"}, "filter": "true", "map": "x"}),
+    );
+    rule.set(&["status"], json!({"successMessages": 1, "failMessages": 2, "errors": ["e"]}));
+    sample("RuleView", &rule.view::<rule::RuleView>().unwrap());
+    let endpoint = object(
+        rule::API_VERSION,
+        "RuleEndpoint",
+        json!({"ruleEndpointType": "servicebus", "properties": {"service_port": "1"}}),
+    );
+    sample("RuleEndpointView", &endpoint.view::<rule::RuleEndpointView>().unwrap());
 }
 
 #[test]

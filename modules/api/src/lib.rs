@@ -29,6 +29,7 @@ pub mod store;
 pub mod strategic;
 pub mod table;
 pub mod validate;
+pub mod validate_channel;
 pub mod validate_pod;
 
 use std::net::SocketAddr;

@@ -66,7 +66,7 @@ pub fn v3(path: &str) -> Option<Value> {
             schema_name(kind),
             json!({
                 "type": "object",
-                "description": "Its fields are described at https://kubernetes.io/docs/reference/kubernetes-api/",
+                "description": kind.about,
                 "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}},
                 "x-kubernetes-group-version-kind": [gvk(kind)],
                 "x-kubernetes-preserve-unknown-fields": true,

@@ -5,13 +5,16 @@
 
 use schemas::Timestamp;
 use schemas::object::Object;
-use schemas::subject::Resource;
+use schemas::subject::{self, Resource};
 use serde_json::Value;
 
 use crate::status::Cause;
 use crate::table::{self, Column};
-use crate::{defaults, validate, validate_pod};
+use crate::{defaults, validate, validate_channel, validate_pod};
 use k8s_openapi::api::core::v1;
+use schemas::rule::{RuleEndpointView, RuleView};
+use schemas::topic::TopicView;
+use schemas::topic_map::TopicMapView;
 
 /// A part of an object with a path of its own, such as `pods/log`.
 #[derive(Debug)]
@@ -62,7 +65,12 @@ pub struct Kind {
     pub validate: fn(&Object) -> Vec<Cause>,
     /// What is wrong with changing the first into the second.
     pub validate_update: fn(&Object, &Object) -> Vec<Cause>,
+    /// What `kubectl explain` says of it.
+    pub about: &'static str,
 }
+
+/// Of Kubernetes' own kinds.
+const KUBERNETES: &str = "Its fields are described at https://kubernetes.io/docs/reference/kubernetes-api/";
 
 impl std::fmt::Debug for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -140,6 +148,7 @@ pub static KINDS: &[Kind] = &[
         defaults: nothing,
         validate: validate::config_map,
         validate_update: validate::config_map_update,
+        about: KUBERNETES,
     },
     Kind {
         group: "",
@@ -172,6 +181,7 @@ pub static KINDS: &[Kind] = &[
         defaults: nothing,
         validate: valid,
         validate_update: any_change,
+        about: KUBERNETES,
     },
     Kind {
         group: "",
@@ -196,6 +206,7 @@ pub static KINDS: &[Kind] = &[
         defaults: defaults::namespace,
         validate: validate::namespace,
         validate_update: any_change,
+        about: KUBERNETES,
     },
     Kind {
         group: "",
@@ -216,6 +227,7 @@ pub static KINDS: &[Kind] = &[
         defaults: nothing,
         validate: validate::node,
         validate_update: any_change,
+        about: KUBERNETES,
     },
     Kind {
         group: "",
@@ -250,6 +262,7 @@ pub static KINDS: &[Kind] = &[
         defaults: defaults::pod,
         validate: validate_pod::pod,
         validate_update: validate_pod::pod_update,
+        about: KUBERNETES,
     },
     Kind {
         group: "",
@@ -270,6 +283,7 @@ pub static KINDS: &[Kind] = &[
         defaults: defaults::secret,
         validate: validate::secret,
         validate_update: validate::secret_update,
+        about: KUBERNETES,
     },
     // Read-only, so always empty: `kubectl cluster-info` refuses to work without it. Creating says "not served yet".
     Kind {
@@ -291,5 +305,95 @@ pub static KINDS: &[Kind] = &[
         defaults: nothing,
         validate: valid,
         validate_update: any_change,
+        about: KUBERNETES,
+    },
+    Kind {
+        group: subject::GROUP_EDGEWIRE,
+        version: "v1alpha1",
+        kind: "Topic",
+        plural: "topics",
+        singular: "topic",
+        short: &[],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[],
+        generation: true,
+        fields: &[],
+        columns: table::TOPIC,
+        cells: table::topic,
+        view: validate::round_trip::<TopicView>,
+        defaults: validate_channel::topic_defaults,
+        validate: validate_channel::topic,
+        validate_update: validate_channel::topic_update,
+        about: "A stream on the nodes, declared for its namespace: spec.subjects [1..16] (app.<ns>., local.<ns>. or <ns>.), \
+                class (durable, bulk), sizeMax (64Mi), ageMax, consumers [0..16] {name, filter, deliver: all or new}, \
+                nodeSelector.",
+    },
+    Kind {
+        group: subject::GROUP_EDGEWIRE,
+        version: "v1alpha1",
+        kind: "TopicMap",
+        plural: "topicmaps",
+        singular: "topicmap",
+        short: &[],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[],
+        generation: true,
+        fields: &[],
+        columns: table::TOPIC_MAP,
+        cells: table::topic_map,
+        view: validate::round_trip::<TopicMapView>,
+        defaults: nothing,
+        validate: validate_channel::topic_map,
+        validate_update: any_change,
+        about: "Which MQTT topics become subjects and which subjects MQTT topics: spec.maps [1..64] {from, to, qos: 0 or 1, \
+                retain}, where from and to are {mqtt: ...} or {subject: ...} and to may name {1} to {9}; nodeSelector.",
+    },
+    Kind {
+        group: subject::GROUP_RULES,
+        version: "v1",
+        kind: "Rule",
+        plural: "rules",
+        singular: "rule",
+        short: &[],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[Subresource { name: "status", kind: "Rule", verbs: STATUS }],
+        generation: true,
+        fields: &[],
+        columns: table::RULE,
+        cells: table::rule,
+        view: validate::round_trip::<RuleView>,
+        defaults: nothing,
+        validate: validate_channel::rule,
+        validate_update: any_change,
+        about: "KubeEdge's: messages from one RuleEndpoint to another. spec.source, sourceResource, target, targetResource; \
+                status.successMessages, failMessages, errors.",
+    },
+    Kind {
+        group: subject::GROUP_RULES,
+        version: "v1",
+        kind: "RuleEndpoint",
+        plural: "ruleendpoints",
+        singular: "ruleendpoint",
+        short: &[],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[],
+        generation: true,
+        fields: &[],
+        columns: table::RULE_ENDPOINT,
+        cells: table::rule_endpoint,
+        view: validate::round_trip::<RuleEndpointView>,
+        defaults: nothing,
+        validate: validate_channel::rule_endpoint,
+        validate_update: any_change,
+        about: "KubeEdge's: where messages come from or go to. spec.ruleEndpointType (rest, eventbus, servicebus, nats), \
+                properties.",
     },
 ];

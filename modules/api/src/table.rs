@@ -76,6 +76,16 @@ pub const POD: &[Column] = &[
     wide("Readiness Gates"),
 ];
 
+/// Topic.
+pub const TOPIC: &[Column] = &[text("Name"), text("Class"), text("Size"), text("Subjects"), text("Age")];
+/// TopicMap.
+pub const TOPIC_MAP: &[Column] = &[text("Name"), number("Maps"), text("Age")];
+/// Rule.
+pub const RULE: &[Column] =
+    &[text("Name"), text("Source"), text("Target"), number("Success"), number("Failed"), text("Age")];
+/// RuleEndpoint.
+pub const RULE_ENDPOINT: &[Column] = &[text("Name"), text("Type"), text("Age")];
+
 /// How much of each object goes with its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Include {
@@ -194,6 +204,43 @@ pub fn secret(object: &Object, now: Timestamp) -> Vec<Value> {
 /// Namespace.
 pub fn namespace(object: &Object, now: Timestamp) -> Vec<Value> {
     vec![object.name().into(), object.text(&["status", "phase"]).into(), age(object, now)]
+}
+
+/// Topic.
+pub fn topic(object: &Object, now: Timestamp) -> Vec<Value> {
+    let subjects = object.get(&["spec", "subjects"]).and_then(Value::as_array).into_iter().flatten();
+    let subjects: Vec<&str> = subjects.filter_map(Value::as_str).collect();
+    vec![
+        object.name().into(),
+        object.text(&["spec", "class"]).into(),
+        object.text(&["spec", "sizeMax"]).into(),
+        subjects.join(",").into(),
+        age(object, now),
+    ]
+}
+
+/// TopicMap.
+pub fn topic_map(object: &Object, now: Timestamp) -> Vec<Value> {
+    let maps = object.get(&["spec", "maps"]).and_then(Value::as_array).map_or(0, Vec::len);
+    vec![object.name().into(), maps.into(), age(object, now)]
+}
+
+/// Rule.
+pub fn rule(object: &Object, now: Timestamp) -> Vec<Value> {
+    let count = |name: &str| object.get(&["status", name]).and_then(Value::as_u64).unwrap_or(0);
+    vec![
+        object.name().into(),
+        object.text(&["spec", "source"]).into(),
+        object.text(&["spec", "target"]).into(),
+        count("successMessages").into(),
+        count("failMessages").into(),
+        age(object, now),
+    ]
+}
+
+/// RuleEndpoint.
+pub fn rule_endpoint(object: &Object, now: Timestamp) -> Vec<Value> {
+    vec![object.name().into(), object.text(&["spec", "ruleEndpointType"]).into(), age(object, now)]
 }
 
 /// Event.

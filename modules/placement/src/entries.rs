@@ -9,6 +9,7 @@ use schemas::subject::{DesiredKey, ObjectKey};
 
 use crate::known::{Fate, Objects};
 use crate::relevant;
+use crate::selected::is_selected;
 
 /// One entry of the bucket.
 pub struct Held {
@@ -108,6 +109,18 @@ impl Entries {
         self.by_node.keys()
     }
 
+    /// The nodes that have an entry of the object, in whatever version.
+    pub fn holding(&self, object: &ObjectKey) -> impl Iterator<Item = &NodeName> {
+        let first = desired_key(object, "");
+        let same = |one: &DesiredKey, other: &DesiredKey| {
+            (&one.plural, &one.namespace, &one.name) == (&other.plural, &other.namespace, &other.name)
+        };
+        let holds = move |held: &BTreeMap<DesiredKey, Held>| {
+            held.range(first.clone()..).next().is_some_and(|(key, _)| same(key, &first))
+        };
+        self.by_node.iter().filter(move |(_, held)| holds(held)).map(|(node, _)| node)
+    }
+
     /// What must be written so that the node's entries say what the objects say.
     pub fn changes(&self, node: &NodeName, objects: &Objects) -> Changes {
         let mut found = Changes::default();
@@ -145,7 +158,8 @@ impl Entries {
                 wanted.insert(desired_key(key, &known.uid), (&known.relevant, known.revision));
             }
         }
-        for (key, desired, _, revision) in self.objects_of(node).filter(|(key, ..)| key.plural != "pods") {
+        let is_referenced = |key: &DesiredKey| key.plural != "pods" && !is_selected(&key.plural);
+        for (key, desired, _, revision) in self.objects_of(node).filter(|(key, ..)| is_referenced(key)) {
             if wanted.contains_key(key) {
                 continue;
             }
@@ -156,6 +170,27 @@ impl Entries {
                     found.tombstone(key, revision, lineage, at.max(desired.resource_version));
                 }
                 Fate::Unknown => found.tombstone(key, revision, lineage, desired.resource_version),
+            }
+        }
+        for (key, known) in objects.selecting(node).filter(|(_, known)| !known.uid.is_empty()) {
+            wanted.insert(desired_key(key, &known.uid), (&known.relevant, known.revision));
+        }
+        for (key, desired, _, revision) in self.objects_of(node).filter(|(key, ..)| is_selected(&key.plural))
+        {
+            if wanted.contains_key(key) {
+                continue;
+            }
+            match objects.fate(key, desired.resource_version) {
+                Fate::Gone(at) => {
+                    found.tombstone(key, revision, lineage, at.max(desired.resource_version));
+                }
+                Fate::Lives(at) if at >= desired.resource_version => {
+                    // Of a node that is not there nobody knows.
+                    if objects.leaves_out(key, node) {
+                        found.tombstone(key, revision, lineage, at);
+                    }
+                }
+                Fate::Lives(_) | Fate::Unknown => drop(found.orphans.insert(key.clone())),
             }
         }
         for (key, (object, resource_version)) in wanted {

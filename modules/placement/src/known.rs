@@ -1,16 +1,16 @@
 //! The objects as the watch tells them, and the proof that one is gone.
 //!
-//! Only what is needed is kept: pods whole (their status is edited), ConfigMaps and Secrets as the part that nodes are
-//! told. A revision is never replaced by an older one.
+//! Only what is needed is kept: pods whole (their status is edited), the others as the part that nodes are told. A revision is never replaced by an older one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bus::module::{Entry, EntryValue};
 use schemas::name::NodeName;
 use schemas::object::Object;
-use schemas::subject::{DesiredKey, ObjectKey};
+use schemas::subject::{self, DesiredKey, ObjectKey};
 
 use crate::relevant::{self, Reference};
+use crate::selected::{Nodes, Selection, is_selected};
 
 /// Removed objects that are remembered: proof of their removal, and a guard against late entries.
 pub const GONE_MAX: usize = 10_000;
@@ -27,6 +27,8 @@ pub struct Known {
     pub node: Option<NodeName>,
     /// What it references.
     pub references: BTreeSet<Reference>,
+    /// The nodes that it is for, if its kind selects them.
+    pub selection: Option<Selection>,
     /// The whole object, for pods.
     pub whole: Option<Object>,
 }
@@ -53,6 +55,9 @@ pub struct Objects {
     live: BTreeMap<ObjectKey, Known>,
     gone: BTreeMap<ObjectKey, Gone>,
     on: BTreeMap<NodeName, BTreeSet<ObjectKey>>,
+    selecting: BTreeSet<ObjectKey>,
+    /// The nodes and their labels.
+    pub nodes: Nodes,
 }
 
 impl Objects {
@@ -66,9 +71,26 @@ impl Objects {
         self.on.get(node).into_iter().flatten().filter_map(|key| Some((key, self.live.get(key)?)))
     }
 
-    /// The nodes that have pods.
+    /// The nodes that are there or have pods.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeName> {
-        self.on.keys()
+        self.on.keys().chain(self.nodes.names())
+    }
+
+    /// What is for that node because it selects it.
+    pub fn selecting(&self, node: &NodeName) -> impl Iterator<Item = (&ObjectKey, &Known)> {
+        let known = self.selecting.iter().filter_map(|key| Some((key, self.live.get(key)?)));
+        known.filter(move |(_, known)| self.nodes.selects(known.selection.as_ref(), node) == Some(true))
+    }
+
+    /// Is the object there, and not for that node?
+    pub fn leaves_out(&self, key: &DesiredKey, node: &NodeName) -> bool {
+        let known = self.live.get(&object_key(key)).filter(|known| known.uid == key.uid);
+        known.is_some_and(|known| self.nodes.selects(known.selection.as_ref(), node) == Some(false))
+    }
+
+    fn nodes_selected(&self, selection: Option<&Selection>) -> BTreeSet<NodeName> {
+        let selects = |node: &&NodeName| self.nodes.selects(selection, node) == Some(true);
+        self.nodes.names().filter(selects).cloned().collect()
     }
 
     /// The nodes with a pod that references that object.
@@ -123,8 +145,13 @@ impl Objects {
             relevant: relevant::relevant(&object),
             node: node.clone(),
             references: if is_pod { relevant::references(&object) } else { BTreeSet::new() },
+            selection: Selection::of(&key.resource.plural, &object),
             whole: is_pod.then_some(object),
         };
+        let is_selected = is_selected(&key.resource.plural);
+        if is_selected {
+            self.selecting.insert(key.clone());
+        }
         if let Some(node) = &node {
             self.on.entry(node.clone()).or_default().insert(key.clone());
         }
@@ -136,6 +163,11 @@ impl Objects {
         };
         if self.live.get(key).is_some_and(unchanged) {
             return Some(BTreeSet::new());
+        }
+        if is_selected {
+            let mut nodes = self.nodes_selected(self.get(key).and_then(|known| known.selection.as_ref()));
+            nodes.extend(self.nodes_selected(before.and_then(|before| before.selection).as_ref()));
+            return Some(nodes);
         }
         let left = before.and_then(|before| before.node).filter(|left| Some(left) != node.as_ref());
         if let Some(left) = &left {
@@ -150,6 +182,7 @@ impl Objects {
             return None;
         }
         let before = self.live.remove(key);
+        self.selecting.remove(key);
         self.gone.insert(key.clone(), Gone { revision, uid });
         if self.gone.len() > GONE_MAX {
             let oldest = self.gone.iter().min_by_key(|(_, gone)| gone.revision).map(|(key, _)| key.clone());
@@ -183,12 +216,21 @@ impl Objects {
     /// restored from before then proves nothing.
     pub fn fate(&self, key: &DesiredKey, made_from: u64) -> Fate {
         let uid = &key.uid;
-        let key = ObjectKey::core(&key.plural, &key.namespace, &key.name);
+        let key = object_key(key);
         match (self.live.get(&key), self.gone.get(&key)) {
             (Some(known), _) if known.uid == *uid => Fate::Lives(known.revision),
             (Some(known), _) if known.revision > made_from => Fate::Gone(known.revision),
             (None, Some(gone)) if gone.uid == *uid || gone.revision > made_from => Fate::Gone(gone.revision),
             _ => Fate::Unknown,
         }
+    }
+}
+
+/// The object that an entry is of.
+pub fn object_key(key: &DesiredKey) -> ObjectKey {
+    ObjectKey {
+        resource: subject::told(&key.plural),
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
     }
 }

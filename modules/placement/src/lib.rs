@@ -1,7 +1,7 @@
 //! Placement: what each node must have, and what each node says of its pods.
 //!
-//! **Down:** for every pod with a node it keeps one entry in bucket `desired`, and one for each ConfigMap and Secret
-//! that the node's pods reference; nothing else. What is gone or no longer referenced becomes a tombstone *entry*
+//! **Down:** for every pod with a node it keeps one entry in bucket `desired`, one for each ConfigMap and Secret that the
+//! node's pods reference, and one for each Topic, TopicMap, Rule and RuleEndpoint that selects the node; nothing else. What is gone or no longer referenced becomes a tombstone *entry*
 //! (nothing replicates a removal). **Up:** a pod's reported status is merged into its object, guarded by UID and the
 //! report's sequence; a deleting pod that its node reports stopped is removed.
 //!
@@ -11,7 +11,8 @@
 //!
 //! | in / out | what |
 //! |---|---|
-//! | bucket objects `=.pods.*.*`, `=.configmaps.*.*`, `=.secrets.*.*` | read; pods also written (status) and removed |
+//! | bucket objects `=.pods.*.*`, and of each resource in [`subject::TOLD`] | read; pods also written (status) and removed |
+//! | bucket objects `=.nodes.=.*` | read: which nodes there are, and their labels |
 //! | bucket desired `*.*.*.*.*`, `_lineage` | read; entries written |
 //! | UP `ew.in.*.state.ew.rep.containers.pod.>` | pod reports |
 //! | `ew.req.*.desired.list`, `ew.req.*.desired.get` | answered: see [`answer`] |
@@ -20,20 +21,22 @@
 //! Tombstone entries stay for ever for now: about 150 bytes for each pod that ever was. A later compaction may drop
 //! those older than every node's position.
 //!
-//! * [`known`] the objects; [`relevant`] which part of them matters to a node; [`entries`] what the nodes are told
+//! * [`known`] the objects; [`relevant`] which part of them matters to a node; [`selected`] which nodes they are for;
+//!   [`entries`] what the nodes are told
 //! * [`status`] merging reports; [`answer`] a node's questions; [`state`] all of it together
 
 pub mod answer;
 pub mod entries;
 pub mod known;
 pub mod relevant;
+pub mod selected;
 pub mod state;
 pub mod status;
 
 pub use state::Placement;
 
 use bus::flow::Flow;
-use schemas::subject::{self, BUCKET_DESIRED, BUCKET_OBJECTS, KEY_LINEAGE, Resource, STREAM_UP};
+use schemas::subject::{self, BUCKET_DESIRED, BUCKET_OBJECTS, KEY_LINEAGE, STREAM_UP};
 
 /// What the module reads and writes.
 pub fn flows() -> Vec<Flow> {
@@ -41,6 +44,11 @@ pub fn flows() -> Vec<Flow> {
         Flow::watch(BUCKET_OBJECTS, objects_filter("pods"), "Pod"),
         Flow::watch(BUCKET_OBJECTS, objects_filter("configmaps"), "ConfigMap"),
         Flow::watch(BUCKET_OBJECTS, objects_filter("secrets"), "Secret"),
+        Flow::watch(BUCKET_OBJECTS, objects_filter("topics"), "Topic"),
+        Flow::watch(BUCKET_OBJECTS, objects_filter("topicmaps"), "TopicMap"),
+        Flow::watch(BUCKET_OBJECTS, objects_filter("rules"), "Rule"),
+        Flow::watch(BUCKET_OBJECTS, objects_filter("ruleendpoints"), "RuleEndpoint"),
+        Flow::watch(BUCKET_OBJECTS, NODES, "Node"),
         Flow::watch(BUCKET_DESIRED, DESIRED_FILTER, "Desired"),
         Flow::watch(BUCKET_DESIRED, KEY_LINEAGE, "Lineage"),
         Flow::consume(STREAM_UP, "placement", subject::raised_reports("containers", "pod"), "PodReport"),
@@ -61,9 +69,9 @@ pub(crate) const RELEASE: &str = "release";
 /// Every entry; the lineage has one token and does not match.
 pub(crate) const DESIRED_FILTER: &str = "*.*.*.*.*";
 
-/// The resources that go to nodes.
-pub(crate) const PLURALS: [&str; 3] = ["pods", "configmaps", "secrets"];
+/// The nodes.
+pub(crate) const NODES: &str = "=.nodes.=.*";
 
 pub(crate) fn objects_filter(plural: &str) -> String {
-    subject::objects_filter(&Resource::core(plural), None)
+    subject::objects_filter(&subject::told(plural), None)
 }

@@ -12,12 +12,15 @@ use schemas::desired::{Content, Desired, Release};
 use schemas::name::NodeName;
 use schemas::object::Object;
 use schemas::report::PodReport;
-use schemas::subject::{self, BUCKET_DESIRED, BUCKET_OBJECTS, DesiredKey, KEY_LINEAGE, Lane, ObjectKey};
+use schemas::subject::{
+    self, BUCKET_DESIRED, BUCKET_OBJECTS, DesiredKey, KEY_LINEAGE, Lane, ObjectKey, Resource,
+};
 
 use crate::entries::{Change, Entries, stamped};
-use crate::known::{Fate, Objects};
+use crate::known::{Fate, Objects, object_key};
+use crate::selected::is_selected;
 use crate::status::Arrived;
-use crate::{DESIRED_FILTER, NAME, PLURALS, RELEASE, answer, objects_filter, status};
+use crate::{DESIRED_FILTER, NAME, NODES, RELEASE, answer, objects_filter, status};
 
 /// Writes of entries that are under way at once; the rest waits its turn.
 pub const ENTRY_WRITES_MAX: usize = 512;
@@ -76,7 +79,8 @@ impl Placement {
 
     fn is_ready(&self) -> bool {
         let current = |bucket: &str, filter: String| self.current.contains(&(bucket.to_owned(), filter));
-        PLURALS.iter().all(|plural| current(BUCKET_OBJECTS, objects_filter(plural)))
+        subject::TOLD.iter().all(|(_, plural)| current(BUCKET_OBJECTS, objects_filter(plural)))
+            && current(BUCKET_OBJECTS, NODES.to_owned())
             && current(BUCKET_DESIRED, DESIRED_FILTER.to_owned())
             && current(BUCKET_DESIRED, KEY_LINEAGE.to_owned())
             && self.entries.lineage().is_some()
@@ -107,10 +111,17 @@ impl Placement {
 
     fn object_entry(&mut self, entry: &Entry, now: Timestamp) -> Effects {
         let Some(key) = ObjectKey::parse(&entry.key) else { return Vec::new() };
-        if !key.resource.group.is_empty() || !PLURALS.contains(&key.resource.plural.as_str()) {
+        if key.resource == Resource::core("nodes") {
+            let node = self.objects.nodes.take(&key.name, entry);
+            return node.map(|node| self.reconcile(&node, now)).unwrap_or_default();
+        }
+        if !subject::TOLD.contains(&(key.resource.group.as_str(), key.resource.plural.as_str())) {
             return Vec::new();
         }
-        let Some(nodes) = self.objects.take(&key, entry) else { return Vec::new() };
+        let Some(mut nodes) = self.objects.take(&key, entry) else { return Vec::new() };
+        if is_selected(&key.resource.plural) {
+            nodes.extend(self.entries.holding(&key).cloned());
+        }
         self.later_pods.remove(&key);
         let mut effects = self.pod(&key, now);
         effects.extend(nodes.into_iter().flat_map(|node| self.reconcile(&node, now)));
@@ -416,8 +427,7 @@ impl Placement {
         let asked =
             asked.and_then(|()| schemas::decode::<Release>(&message.payload).map_err(answer::bad_request));
         let written: Reply<Option<Effect<Never>>> = asked.and_then(|Release { node, key }| {
-            let object = ObjectKey::core(&key.plural, &key.namespace, &key.name);
-            if self.objects.get(&object).is_some_and(|known| known.uid == key.uid) {
+            if self.objects.get(&object_key(&key)).is_some_and(|known| known.uid == key.uid) {
                 return Err(answer::not_an_orphan(&key));
             }
             let held = self.entries.get(&node, &key);

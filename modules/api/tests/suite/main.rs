@@ -3,6 +3,7 @@
 // A test fails by a panic, also in its helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod channel;
 mod http;
 mod hub;
 mod kubectl;

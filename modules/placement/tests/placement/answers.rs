@@ -101,13 +101,18 @@ fn the_flows_are_those_of_the_table() {
         [
             "*.*.*.*.*",
             "=.configmaps.*.*",
+            "=.nodes.=.*",
             "=.pods.*.*",
             "=.secrets.*.*",
             "_lineage",
+            "edgewire=2Eio.topicmaps.*.*",
+            "edgewire=2Eio.topics.*.*",
             "ew.in.*.state.ew.rep.containers.pod.>",
             "ew.local.placement.release",
             "ew.req.*.desired.get",
-            "ew.req.*.desired.list"
+            "ew.req.*.desired.list",
+            "rules=2Ekubeedge=2Eio.ruleendpoints.*.*",
+            "rules=2Ekubeedge=2Eio.rules.*.*"
         ]
     );
 }

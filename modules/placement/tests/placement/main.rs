@@ -9,5 +9,6 @@
 mod answers;
 mod chaos;
 mod down;
+mod selected;
 mod up;
 mod world;

@@ -101,14 +101,10 @@ impl World {
             }
         }
         self.settle();
-        for (bucket, filter) in [
-            ("objects", "=.pods.*.*"),
-            ("objects", "=.configmaps.*.*"),
-            ("objects", "=.secrets.*.*"),
-            ("desired", "*.*.*.*.*"),
-            ("desired", "_lineage"),
-        ] {
-            self.apply(Input::Current { bucket: bucket.into(), filter: filter.into() });
+        for flow in placement::flows() {
+            if let bus::flow::Kind::Watch { bucket } = flow.kind {
+                self.apply(Input::Current { bucket: bucket.into(), filter: flow.subject });
+            }
         }
         self.settle();
     }
@@ -176,7 +172,7 @@ impl World {
 
     /// Somebody writes an object.
     pub fn put(&mut self, plural: &str, object: &Object) -> u64 {
-        let key = ObjectKey::core(plural, object.namespace(), object.name()).key();
+        let key = object_key(plural, object.namespace(), object.name());
         let revision =
             self.write(BUCKET_OBJECTS, &key, EntryValue::Put(object.to_bytes()), Expect::Any).unwrap();
         self.settle();
@@ -185,7 +181,7 @@ impl World {
 
     /// Somebody removes an object.
     pub fn remove(&mut self, plural: &str, name: &str) -> u64 {
-        let key = ObjectKey::core(plural, "default", name).key();
+        let key = object_key(plural, "default", name);
         let last = self.object(plural, name).unwrap();
         let revision =
             self.write(BUCKET_OBJECTS, &key, EntryValue::Removed(last.to_bytes()), Expect::Any).unwrap();
@@ -194,7 +190,7 @@ impl World {
     }
 
     pub fn object(&self, plural: &str, name: &str) -> Option<Object> {
-        match self.objects.entries.get(&ObjectKey::core(plural, "default", name).key())? {
+        match self.objects.entries.get(&object_key(plural, "default", name))? {
             (revision, EntryValue::Put(bytes)) => Some(Object::from_bytes(bytes, *revision).unwrap()),
             _ => None,
         }
@@ -275,6 +271,25 @@ impl World {
         }));
         schemas::decode(&self.replies.pop().unwrap()).unwrap()
     }
+}
+
+fn object_key(plural: &str, namespace: &str, name: &str) -> String {
+    let resource = schemas::subject::told(plural);
+    ObjectKey { resource, namespace: namespace.into(), name: name.into() }.key()
+}
+
+pub fn node(name: &str, labels: Value) -> Object {
+    let mut node = Object::new("v1", "Node", "", name);
+    node.set(&["metadata", "labels"], labels);
+    node
+}
+
+/// An object that selects nodes.
+pub fn selecting(kind: &str, name: &str, uid: &str, spec: Value) -> Object {
+    let mut object = Object::new("x/v1", kind, "default", name);
+    object.set(&["metadata", "uid"], uid);
+    object.set(&["spec"], spec);
+    object
 }
 
 pub fn key(plural: &str, name: &str, uid: &str) -> DesiredKey {
