@@ -52,11 +52,19 @@ pub enum Kind {
         durable: &'static str,
         /// Without the bodies.
         headers_only: bool,
+        /// The next one comes when this one is acknowledged: one that has to be tried again holds the others up, so that none
+        /// overtakes it.
+        one_by_one: bool,
     },
     /// Say durably, into the stream that captures the subject.
     Report,
     /// Read a stream of this server where one likes, and nothing else.
     Read {
+        /// The stream.
+        stream: &'static str,
+    },
+    /// Take stored messages by consumers that the rim makes and lets go as they are needed. See [`crate::queue`].
+    Take {
         /// The stream.
         stream: &'static str,
     },
@@ -115,7 +123,11 @@ impl Flow {
         filter: impl Into<String>,
         payload: &'static str,
     ) -> Self {
-        Self::control(Kind::Consume { stream, durable, headers_only: false }, filter, payload)
+        Self::control(
+            Kind::Consume { stream, durable, headers_only: false, one_by_one: false },
+            filter,
+            payload,
+        )
     }
     /// Say durably.
     pub fn report(subject: impl Into<String>, payload: &'static str) -> Self {
@@ -124,6 +136,14 @@ impl Flow {
     /// Read a stream.
     pub fn read(stream: &'static str, payload: &'static str) -> Self {
         Self::control(Kind::Read { stream }, stream, payload)
+    }
+    /// Take stored messages by consumers of the rim's own.
+    pub fn take(stream: &'static str, filter: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::Take { stream }, filter, payload)
+    }
+    /// Say what a stream captures.
+    pub fn capture(stream: &'static str) -> Self {
+        Self::control(Kind::Bound { stream }, stream, "what it captures")
     }
     /// Manage a stream.
     pub fn manage(stream: &'static str, payload: &'static str) -> Self {
@@ -156,6 +176,13 @@ impl Flow {
         }
         self
     }
+    /// The same, one message after the other.
+    pub fn one_by_one(mut self) -> Self {
+        if let Kind::Consume { one_by_one, .. } = &mut self.kind {
+            *one_by_one = true;
+        }
+        self
+    }
     /// The same in WORK.
     pub fn in_work(mut self) -> Self {
         self.account = Account::Work;
@@ -168,6 +195,7 @@ impl Flow {
             Kind::Subscribe { .. }
             | Kind::Watch { .. }
             | Kind::Consume { .. }
+            | Kind::Take { .. }
             | Kind::Read { .. }
             | Kind::Streams
             | Kind::Arrivals => "in",
@@ -183,7 +211,9 @@ impl Flow {
             Kind::Subscribe { .. } | Kind::Publish => "live".into(),
             Kind::Watch { bucket } => format!("bucket {bucket}, level-triggered"),
             Kind::Write { bucket } => format!("bucket {bucket}, compare-and-set"),
-            Kind::Consume { stream, .. } => format!("stream {stream}, in order, acknowledged last"),
+            Kind::Consume { stream, .. } | Kind::Take { stream } => {
+                format!("stream {stream}, in order, acknowledged last")
+            }
             Kind::Report => match provision::capturing(self.account, &self.subject) {
                 Some(row) => format!("stream {}, durable", row.name),
                 None => NOT_CAPTURED.into(),
@@ -262,6 +292,10 @@ pub fn permissions(
                 api(&mut publish, format!("DIRECT.GET.{}.>", subject::bucket_stream(bucket)));
             }
             Kind::Consume { stream, .. } => read(&mut publish, stream),
+            Kind::Take { stream } => {
+                read(&mut publish, stream);
+                api(&mut publish, format!("CONSUMER.NAMES.{stream}"));
+            }
             Kind::Read { stream } => api(&mut publish, format!("DIRECT.GET.{stream}")),
             Kind::Manage { stream } => {
                 read(&mut publish, stream);

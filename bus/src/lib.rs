@@ -12,6 +12,8 @@
 //! * [`durable`] what a module keeps on disk, and the reports it still owes
 //! * [`link`] an edge's side of the link to the hub: byte-bounded pulls, atomic batches with a cursor
 //! * [`stream`] credit-bounded byte streams (logs, exec)
+//! * [`queue`] stored messages taken one by one, by consumers that come and go; [`dead`] dead letters
+//! * [`command`] asking a module on a node
 //! * [`audit`] the hub's audit streams
 //! * [`guest`] connections in the name of who comes through another door
 //! * [`tool`] what a tool at a prompt needs: listen, publish, ask
@@ -20,7 +22,9 @@
 //! * [`connection`] connecting; [`server`] supervising a `nats-server`; [`identity`] keys and permissions
 
 pub mod audit;
+pub mod command;
 pub mod connection;
+pub mod dead;
 pub mod durable;
 pub mod flow;
 pub mod guest;
@@ -32,6 +36,7 @@ pub mod pause;
 pub mod program;
 pub mod provision;
 pub mod proxy;
+pub mod queue;
 pub mod runner;
 pub mod server;
 pub mod store;

@@ -215,6 +215,17 @@ pub enum Effect<A> {
         /// Body.
         payload: Vec<u8>,
     },
+    /// Say this into a stream of this server: done when it is stored there. The subject has to be one that a stream captures.
+    Store {
+        /// Account.
+        account: Account,
+        /// Subject.
+        subject: String,
+        /// Headers.
+        headers: Headers,
+        /// Body.
+        payload: Vec<u8>,
+    },
     /// Answer a [`Message`].
     Reply {
         /// Its account.

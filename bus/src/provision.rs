@@ -61,6 +61,8 @@ pub struct Row {
     pub class: Class,
     /// Atomic batches.
     pub atomic: bool,
+    /// What it captures is a module's to say ([`capture`]), and a message goes when it was taken.
+    pub queue: bool,
     /// What it is for.
     pub purpose: &'static str,
 }
@@ -76,6 +78,7 @@ const fn bucket(place: Place, name: &'static str, size_mib_max: i64, purpose: &'
         full: Full::Refuse,
         class: Class::Durable,
         atomic: false,
+        queue: false,
         purpose,
     }
 }
@@ -100,6 +103,7 @@ const fn stream(
         full,
         class: Class::Durable,
         atomic,
+        queue: false,
         purpose,
     }
 }
@@ -194,6 +198,18 @@ pub const TABLE: &[Row] = &[
             "telemetry waiting to go up, trimmed when the hub has it; what is dropped is counted",
         )
     },
+    Row {
+        queue: true,
+        ..stream(
+            Place::Edge,
+            Account::Work,
+            subject::STREAM_RULES,
+            &[subject::RULES_NONE],
+            64,
+            Full::DropOldest,
+            "messages that rules carry to the hub, as they came; captures what the rules on this node name",
+        )
+    },
 ];
 
 /// Why a stream could not be made.
@@ -220,7 +236,7 @@ impl Row {
             name: self.stream(),
             description: Some(self.purpose.to_owned()),
             subjects,
-            retention: RetentionPolicy::Limits,
+            retention: if self.queue { RetentionPolicy::WorkQueue } else { RetentionPolicy::Limits },
             storage: StorageType::File,
             num_replicas: 1,
             max_bytes: self.size_mib_max * MIB,
@@ -253,12 +269,44 @@ pub fn capturing(account: Account, subject: &str) -> Option<&'static Row> {
 /// Makes every stream of `place` that lives in the account of `bus`, or brings it to its present bounds.
 pub async fn provision(bus: &Bus, place: Place) -> Result<(), ProvisionError> {
     for row in TABLE.iter().filter(|row| row.place == place && row.account == bus.account) {
+        if row.queue && is_there(bus, row).await? {
+            continue; // its module knows what it captures
+        }
         bus.jetstream
             .create_or_update_stream(row.config())
             .await
             .map_err(|error| ProvisionError { stream: row.stream(), cause: error.to_string() })?;
     }
     Ok(())
+}
+
+async fn is_there(bus: &Bus, row: &Row) -> Result<bool, ProvisionError> {
+    use async_nats::jetstream::ErrorCode;
+    use async_nats::jetstream::context::GetStreamErrorKind;
+    match bus.jetstream.get_stream(row.stream()).await {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                Ok(false)
+            }
+            _ => Err(ProvisionError { stream: row.stream(), cause: error.to_string() }),
+        },
+    }
+}
+
+/// Has a stream of the [`TABLE`] capture these subjects, which must not meet each other, and nothing else. Says whether
+/// anything was changed. The server refuses what another stream of the account captures already.
+pub async fn capture(bus: &Bus, stream: &str, subjects: &[String]) -> Result<bool, ProvisionError> {
+    let fail = |cause: String| ProvisionError { stream: stream.to_owned(), cause };
+    let row = TABLE.iter().find(|row| row.account == bus.account && row.queue && row.name == stream);
+    let row = row.ok_or_else(|| fail("what it captures is not to be changed".to_owned()))?;
+    let found = bus.jetstream.get_stream(stream).await.map_err(|error| fail(error.to_string()))?;
+    if found.cached_info().config.subjects == subjects {
+        return Ok(false);
+    }
+    let config = Config { subjects: subjects.to_vec(), ..row.config() };
+    bus.jetstream.update_stream(config).await.map_err(|error| fail(error.to_string()))?;
+    Ok(true)
 }
 
 /// How much room a stream gets.

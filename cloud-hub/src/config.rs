@@ -13,6 +13,8 @@ use serde::Deserialize;
 pub const API_PORT: u16 = 6443;
 /// Where tools reach the bus unless told.
 pub const BUS_PORT: u16 = 4222;
+/// Where the rules' REST entry listens unless told.
+pub const REST_PORT: u16 = 9443;
 /// Where nodes connect unless told.
 pub const LEAF_PORT: u16 = 7422;
 
@@ -116,6 +118,9 @@ pub struct Args {
     /// Address and port where tools reach the bus [default: 0.0.0.0:4222]
     #[arg(long, env = "EDGEWIRE_HUB_BUS_LISTEN", value_name = "ADDR")]
     pub bus_listen: Option<SocketAddr>,
+    /// Address and port of the rules' REST entry, `off` for none [default: 0.0.0.0:9443]
+    #[arg(long, env = "EDGEWIRE_HUB_REST_LISTEN", value_name = "ADDR")]
+    pub rest_listen: Option<String>,
     /// Address and port where nodes connect [default: 0.0.0.0:7422]
     #[arg(long, env = "EDGEWIRE_HUB_LEAF_LISTEN", value_name = "ADDR")]
     pub leaf_listen: Option<SocketAddr>,
@@ -151,6 +156,7 @@ struct File {
     data_dir: Option<PathBuf>,
     api_listen: Option<SocketAddr>,
     bus_listen: Option<SocketAddr>,
+    rest_listen: Option<String>,
     leaf_listen: Option<SocketAddr>,
     leaf_wss: Option<SocketAddr>,
     urls: Vec<String>,
@@ -170,6 +176,8 @@ pub struct Config {
     pub api_listen: SocketAddr,
     /// Tools.
     pub bus_listen: SocketAddr,
+    /// The rules' REST entry; nowhere when there is none.
+    pub rest_listen: Option<SocketAddr>,
     /// Nodes.
     pub leaf_listen: SocketAddr,
     /// Nodes that get out by HTTPS alone.
@@ -213,6 +221,13 @@ impl Config {
         if advertise.is_empty() {
             advertise = guess_addresses(api_listen.ip());
         }
+        let rest_listen = match args.rest_listen.or(file.rest_listen).as_deref() {
+            None => Some(any(REST_PORT)),
+            Some("off") => None,
+            Some(text) => Some(text.parse().with_context(|| {
+                format!("EW-CONFIG: rest_listen {text:?} is neither ADDRESS:PORT nor \"off\"")
+            })?),
+        };
         let leaf_listen = args.leaf_listen.or(file.leaf_listen).unwrap_or_else(|| any(LEAF_PORT));
         let leaf_wss = args.leaf_wss.or(file.leaf_wss);
         let urls = if args.urls.is_empty() { file.urls } else { args.urls };
@@ -247,6 +262,7 @@ impl Config {
             data_dir,
             api_listen,
             bus_listen: args.bus_listen.or(file.bus_listen).unwrap_or_else(|| any(BUS_PORT)),
+            rest_listen,
             leaf_listen,
             leaf_wss,
             api_urls: reached_at("https", Some(api_listen)),
@@ -304,6 +320,12 @@ mod tests {
         assert_eq!(config.advertise, ["hub.example"]);
         assert!(config.log_json);
         assert_eq!(config.leaf_urls, ["tls://hub.example:7422"]);
+        assert_eq!(config.rest_listen, Some("0.0.0.0:9443".parse().unwrap()));
+        for (text, want) in [("off", Ok(None)), ("127.0.0.1:1", Ok(Some(1))), ("on", Err(()))] {
+            let args = Cli::parse_from(["cloud-hub", "--rest-listen", text]);
+            let found = Config::load(args.run).map(|config| config.rest_listen.map(|at| at.port()));
+            assert_eq!(found.map_err(|error| assert!(error.to_string().contains("rest_listen"))), want);
+        }
         std::fs::write(&path, "data_dirr = \"/a\"\n").unwrap();
         let args = Cli::parse_from(["cloud-hub", "--config", path.to_str().unwrap()]);
         assert!(

@@ -18,6 +18,8 @@ use bus::server::{HubConfig, HubServer, ServerError};
 use identity::keeper::Keeper;
 use identity::{Addresses, IdentityRim};
 use ledger::{Ledger, LedgerRim, Streams};
+use router::hub::{Authorize, Rest};
+use schemas::command::Refusal;
 use schemas::subject;
 use sync::hub::{Links, LinksRim};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,8 @@ use crate::config::Config;
 pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bound of all streams together.
 pub const STORE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
+/// Whom the one token stands for.
+const ADMIN: &str = "edgewire-admin";
 /// The modules' clock.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -86,6 +90,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let certificate = api::Certificate::new(&(tls.server_pem.clone() + &tls.ca_pem), &tls.server_pem)?;
     let keeper = keeper(&config, tls, &server, &token, certificate.clone());
     modules(&mut host, &config, &keys, &server, &Arc::new(keeper), &boot_id, &streams);
+    route(&mut host, &config, &certificate, &token);
     serve(&mut host, &config, certificate, token);
     tracing::info!(
         api = %config.api_listen,
@@ -204,11 +209,24 @@ fn keeper(
     Keeper::new(config.data_dir.join("tls"), config.advertise.clone(), tls, server.clone(), told)
 }
 
+/// The REST entry shows the API's certificate and takes the API's tokens.
+fn route(host: &mut Host, config: &Config, certificate: &api::Certificate, token: &str) {
+    let tokens = [api::Token { secret: token.to_owned(), user: ADMIN.to_owned() }];
+    let authorize: Authorize = Arc::new(move |headers| {
+        let user = api::auth::authenticate(&tokens, headers).map(str::to_owned);
+        user.map_err(|error| Refusal::new(error.code, "EW-UNAUTHORIZED", error.message))
+    });
+    let rest = Rest { listen: config.rest_listen, certificate: certificate.resolver(), authorize };
+    host.module(spec(router::NAME, router::hub::flows()), move || {
+        (router::hub::Router::default(), router::hub::RouterRim::new(rest.clone()))
+    });
+}
+
 fn serve(host: &mut Host, config: &Config, certificate: api::Certificate, token: String) {
     let serving = api::Config {
         listen: config.api_listen,
         certificate,
-        tokens: vec![api::Token { secret: token, user: "edgewire-admin".to_owned() }],
+        tokens: vec![api::Token { secret: token, user: ADMIN.to_owned() }],
     };
     host.module(spec(api::NAME, api::flows()), move || {
         (api::ApiModule, api::ApiRim { config: serving.clone() })

@@ -1,7 +1,7 @@
 //! The node's settings: a TOML file, then the environment, then flags, in rising order of strength.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
@@ -14,6 +14,8 @@ use sync::ways::RETURN_AFTER_MS;
 
 /// Where pods reach the bus by HTTP, unless told otherwise.
 const HTTP_PORT: u16 = 9480;
+/// Where the service bus listens unless told: KubeEdge's own.
+const SERVICE_BUS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9060);
 
 /// Runs an Edgewire node: its own bus, containerd, and the modules that run pods, on and off line.
 ///
@@ -83,6 +85,10 @@ pub struct RunArgs {
     /// Port of the bus by HTTP, on the same address; 0 for none [default: 9480]
     #[arg(long, env = "EDGEWIRE_HTTP_PORT", value_name = "PORT")]
     pub http_port: Option<u16>,
+    /// Where programs on this node call rules' targets at the hub (KubeEdge's service bus): a loopback address and port, `off`
+    /// for nowhere [default: 127.0.0.1:9060]
+    #[arg(long, env = "EDGEWIRE_SERVICE_BUS", value_name = "ADDR")]
+    pub service_bus: Option<String>,
     /// Addresses of the pods [default: 10.85.0.0/24]
     #[arg(long, env = "EDGEWIRE_POD_CIDR", value_name = "CIDR")]
     pub pod_cidr: Option<String>,
@@ -128,6 +134,7 @@ struct File {
     data_dir: Option<PathBuf>,
     bus_port: Option<u16>,
     http_port: Option<u16>,
+    service_bus: Option<String>,
     pod_cidr: Option<String>,
     bridge: Option<String>,
     address: Option<String>,
@@ -153,6 +160,8 @@ pub struct Config {
     pub bus_port: u16,
     /// Port of the bus by HTTP, if there is one.
     pub http_port: Option<u16>,
+    /// Where the service bus listens, if it does.
+    pub service_bus: Option<SocketAddr>,
     /// Addresses of the pods.
     pub pod_cidr: Cidr,
     /// Bridge of the pods.
@@ -234,6 +243,15 @@ impl Config {
                 "EW-CONFIG: pod_cidr {cidr:?} is not an IPv4 network such as 10.85.0.0/24 (prefix 8 to 29)"
             );
         };
+        let service_bus = match args.service_bus.or(file.service_bus).as_deref() {
+            None => Some(SERVICE_BUS),
+            Some("off") => None,
+            // It asks nobody who they are: whoever is on the machine may use it, and nobody else.
+            Some(text) => match text.parse::<SocketAddr>() {
+                Ok(address) if address.ip().is_loopback() => Some(address),
+                _ => bail!("EW-CONFIG: service_bus {text:?} is neither a loopback ADDRESS:PORT nor \"off\""),
+            },
+        };
         let bridge = args.bridge.or(file.bridge).unwrap_or_else(|| "edgewire0".to_owned());
         if bridge.is_empty() || bridge.len() > 15 || bridge.contains(['/', ' ']) {
             bail!("EW-CONFIG: bridge {bridge:?} is not an interface name of at most 15 characters");
@@ -272,6 +290,7 @@ impl Config {
             )?,
             bus_port: args.bus_port.or(file.bus_port).unwrap_or(4222),
             http_port: Some(args.http_port.or(file.http_port).unwrap_or(HTTP_PORT)).filter(|port| *port != 0),
+            service_bus,
             pod_cidr,
             bridge,
             address: args.address.or(file.address),
@@ -334,6 +353,7 @@ mod tests {
             (vec!["--pod-cidr", "10.0.0.0"], "pod_cidr"),
             (vec!["--name", "Not_A_Name"], "node name"),
             (vec!["--label", "novalue"], "novalue"),
+            (vec!["--service-bus", "0.0.0.0:9060"], "service_bus"),
             (vec!["--log-format", "xml"], "xml"),
             (vec!["--config", &fast], "\"fast\""),
             (vec!["--config", &all], "there are state, events"),

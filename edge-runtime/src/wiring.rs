@@ -18,6 +18,7 @@ use containers::runtime::RuntimeConfig;
 use credentials::{Credentials, CredentialsRim};
 use door::{DoorModule, DoorRim};
 use identity::edge::{Membership, MembershipRim};
+use router::edge::{Router, RouterRim};
 use schemas::name::NodeName;
 use schemas::subject;
 use sync::edge::Sync;
@@ -123,6 +124,7 @@ fn all_flows(node: &NodeName) -> Vec<(&'static str, Vec<Flow>)> {
         (credentials::NAME, credentials::flows()),
         (door::NAME, door::flows()),
         (identity::edge::NAME, identity::edge::flows(node)),
+        (router::NAME, router::edge::flows(node)),
         ("host", host::flows(node.as_str())),
     ]
 }
@@ -232,6 +234,10 @@ fn modules(
     host.module(spec(identity::edge::NAME, identity::edge::flows(node)), move || {
         let rim = MembershipRim::new(name.clone(), data_dir.clone(), server.clone());
         (Membership::new(name.clone()), rim)
+    });
+    let (name, service_bus) = (node.clone(), config.service_bus);
+    host.module(spec(router::NAME, router::edge::flows(node)), move || {
+        (Router::new(name.clone()), RouterRim::new(name.clone(), service_bus))
     });
     let runtime = runtime_config(config);
     let (name, address) = (node.clone(), config.address.clone().unwrap_or_default());

@@ -15,6 +15,7 @@
 //! * [`audit`] who did what, and who was refused what
 //! * [`command`] what the hub asks a node to do, and the frames of a byte stream
 //! * [`backup`] the table of contents of a backup of the hub
+//! * [`routing`] what hub and node ask each other for a rule; [`expression`] what a rule makes of a message
 //! * [`topic`] and [`topic_map`] what a namespace declares for its messages; [`rule`] KubeEdge's rules
 //! * [`view`] typed views of those kinds; [`fault`] what is wrong with one; [`pattern`] subject filters
 //! * [`quantity`] Kubernetes quantities (`100m`, `64Mi`) as numbers
@@ -25,6 +26,7 @@ pub mod command;
 pub mod credential;
 pub mod desired;
 pub mod envelope;
+pub mod expression;
 pub mod fault;
 pub mod loss;
 pub mod name;
@@ -32,6 +34,7 @@ pub mod object;
 pub mod pattern;
 pub mod quantity;
 pub mod report;
+pub mod routing;
 pub mod rule;
 pub mod subject;
 pub mod topic;

@@ -36,6 +36,10 @@ pub const STREAM_UPLINK: &str = "UPLINK";
 /// Edge stream of telemetry waiting to go up (`bulk.>`), in WORK: not synced before it is acknowledged, and the oldest goes
 /// when it is full.
 pub const STREAM_BULK: &str = "BULK";
+/// Edge stream of messages that rules carry to the hub, as they came, in WORK. Its subjects follow the rules.
+pub const STREAM_RULES: &str = "RULES";
+/// What [`STREAM_RULES`] captures while there is no rule: nobody says it.
+pub const RULES_NONE: &str = "_rules.none";
 /// Stream of what could not be decoded or applied, with payload and reason. One on each server.
 pub const STREAM_DEAD: &str = "DEAD";
 
@@ -421,6 +425,24 @@ pub fn carried(subject: &str) -> Option<(NodeName, Lane, bool)> {
     };
     Some((NodeName::new(node).ok()?, lane, is_cursor))
 }
+
+/// A message that a rule carries, in the edge's UPLINK. No namespace is called `_rule`, so no pod may say it.
+pub fn ruled(namespace: &str, rule: &str, uid: &str) -> String {
+    format!("up._rule.{}.{}.{}", token(namespace), token(rule), token(uid))
+}
+
+/// The same in FROM, of any node: a consumer's filter.
+pub fn raised_ruled(namespace: &str, rule: &str, uid: &str) -> String {
+    format!("from.*._rule.{}.{}.{}", token(namespace), token(rule), token(uid))
+}
+
+/// The durable consumer in FROM of the rule with this UID.
+pub fn rule_consumer(uid: &str) -> String {
+    format!("{RULE_CONSUMERS}{}", token(uid))
+}
+
+/// How every rule's consumer begins.
+pub const RULE_CONSUMERS: &str = "rule_";
 
 /// A message in stream UP, read back: who sent it, in which lane, and its subject at the edge.
 pub fn lowered(subject: &str) -> Option<(NodeName, Lane, &str)> {

@@ -21,6 +21,7 @@ use schemas::object::Object;
 use schemas::report::{
     EventReport, Heartbeat, HeartbeatAck, ModuleReport, ModuleState, NodeReport, PodReport, Severity,
 };
+use schemas::routing::{Call, Deliver, Delivered, Destination};
 use schemas::subject::{DesiredKey, Lane};
 use schemas::{rule, topic, topic_map};
 use serde::Serialize;
@@ -75,6 +76,17 @@ fn desired_state_keeps_its_form() {
     sample("Diverged", &Diverged { settled: true, objects, more: 1 });
     sample("Release", &Release { node: "n1".parse().unwrap(), key: key() });
     sample("GetPage", &GetPage { entries: vec![(key(), 9, Some(desired())), (key(), 0, None)] });
+}
+
+#[test]
+fn messages_of_rules_keep_their_form() {
+    let headers = vec![("content-type".to_owned(), "text/plain".to_owned())];
+    let to = Destination::Publish { subject: "test.b".into() };
+    sample("Deliver", &Deliver { to, headers: vec![], body: "x".into() });
+    let to = Destination::Call { port: 6666, method: "PUT".into(), path: "/target?y=1".into() };
+    sample("DeliverCall", &Deliver { to, headers: headers.clone(), body: "x".into() });
+    sample("Delivered", &Reply::Ok(Delivered { status: 418, headers, body: "y".into() }));
+    sample("Call", &Call { uid: "u-1".into(), body: "{}".into() });
 }
 
 #[test]

@@ -16,7 +16,6 @@ use async_nats::jetstream::AckKind;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use schemas::Timestamp;
-use schemas::subject;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use clock::Clock;
 
 use crate::connection::{Bus, Handles, to_nats};
+use crate::dead;
 use crate::durable::{Changes, Durable, DurableError, Owed, Part};
 use crate::flow::Flow;
 use crate::module::{Effect, Expect, Input, Module, Rim, WriteError};
@@ -326,25 +326,16 @@ impl<M: Module, R: Rim<M>> Work<'_, M, R> {
                 let sent = bus.client.publish(to, payload.into()).await;
                 sent.err().map(|error| (None, failed(error.to_string())))
             }
+            Effect::Store { account, subject, headers, payload } => {
+                let Some(bus) = self.bus.bus(account) else {
+                    return Some((None, failed(format!("{subject}: no flow in {}", account.as_str()))));
+                };
+                Some((None, stored(bus, subject, to_nats(&headers), payload).await))
+            }
             Effect::Dead { subject, payload, reason } => {
                 tracing::warn!(module = self.spec.name, subject, reason, "dead letter");
-                let mut headers = async_nats::HeaderMap::new();
-                headers.insert(schemas::envelope::header::DEAD_REASON, one_line(&reason).as_str());
-                headers.insert(schemas::envelope::header::DEAD_SUBJECT, subject.as_str());
-                let to = subject::dead(self.spec.name);
-                let sent = self.bus.control.jetstream.publish_with_headers(to, headers, payload.into()).await;
-                Some((
-                    None,
-                    match sent {
-                        Ok(ack) => Box::pin(async move {
-                            match ack.await {
-                                Ok(ack) => Ok(ack.sequence),
-                                Err(error) => Err(WriteError::Failed(error.to_string())),
-                            }
-                        }),
-                        Err(error) => failed(error.to_string()),
-                    },
-                ))
+                let (to, headers) = dead::addressed(self.spec.name, &subject, &reason);
+                Some((None, stored(&self.bus.control, to, headers, payload).await))
             }
             Effect::Request { subject, payload, timeout_ms, token } => {
                 let client = self.bus.control.client.clone();
@@ -401,6 +392,19 @@ async fn write(bus: &Bus, bucket: &str, key: &str, value: Vec<u8>, expect: Expec
     }
 }
 
+async fn stored(bus: &Bus, to: String, headers: async_nats::HeaderMap, payload: Vec<u8>) -> Pending {
+    match bus.jetstream.publish_with_headers(to, headers, payload.into()).await {
+        Ok(ack) => Box::pin(async move {
+            let stored = ack.await.map_err(|error| WriteError::Failed(error.to_string()))?;
+            Ok(stored.sequence)
+        }),
+        Err(error) => {
+            let failed = WriteError::Failed(error.to_string());
+            Box::pin(std::future::ready(Err(failed)))
+        }
+    }
+}
+
 async fn settle(message: &async_nats::jetstream::Message, failed: bool) {
     let kind = if failed {
         let attempt = message.info().map(|info| info.delivered).unwrap_or(1);
@@ -413,8 +417,4 @@ async fn settle(message: &async_nats::jetstream::Message, failed: bool) {
         // It comes again after ACK_WAIT.
         tracing::debug!(%error, "acknowledgement not sent");
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect()
 }

@@ -82,9 +82,19 @@ pub(super) async fn open<D: Send + 'static>(
                 }
             });
         }
-        Kind::Consume { stream, durable, headers_only } => {
+        Kind::Consume { stream, durable, headers_only, one_by_one } => {
+            let pending = if one_by_one { 1 } else { i64::try_from(INPUTS_MAX).unwrap_or(256) };
             sources.spawn(async move {
-                consume(bus, stream, durable, headers_only, subject, feed).await.map_err(|e| (line, e))
+                let config = pull::Config {
+                    durable_name: Some(durable.to_owned()),
+                    filter_subject: subject,
+                    headers_only,
+                    ack_policy: AckPolicy::Explicit,
+                    ack_wait: ACK_WAIT,
+                    max_ack_pending: pending,
+                    ..pull::Config::default()
+                };
+                consume(bus, stream, config, feed).await.map_err(|e| (line, e))
             });
         }
         Kind::Publish
@@ -92,6 +102,7 @@ pub(super) async fn open<D: Send + 'static>(
         | Kind::Write { .. }
         | Kind::Report
         | Kind::Streams
+        | Kind::Take { .. }
         | Kind::Read { .. }
         | Kind::Manage { .. }
         | Kind::Bound { .. }
@@ -117,25 +128,12 @@ fn message_of(account: Account, message: async_nats::Message) -> Message {
 async fn consume<D>(
     bus: Bus,
     stream: &str,
-    durable: &str,
-    headers_only: bool,
-    filter: String,
+    config: pull::Config,
     feed: mpsc::Sender<Fed<D>>,
 ) -> Result<(), String> {
     let source = bus.jetstream.get_stream(stream).await.map_err(|error| error.to_string())?;
     loop {
-        let consumer = source
-            .create_consumer(pull::Config {
-                durable_name: Some(durable.to_owned()),
-                filter_subject: filter.clone(),
-                headers_only,
-                ack_policy: AckPolicy::Explicit,
-                ack_wait: ACK_WAIT,
-                max_ack_pending: i64::try_from(INPUTS_MAX).unwrap_or(256),
-                ..pull::Config::default()
-            })
-            .await
-            .map_err(|error| error.to_string())?;
+        let consumer = source.create_consumer(config.clone()).await.map_err(|error| error.to_string())?;
         let mut messages = consumer
             .stream()
             .max_messages_per_batch(SLICE_MAX)
@@ -151,7 +149,7 @@ async fn consume<D>(
             let message = match next {
                 Some(Ok(message)) => message,
                 Some(Err(error)) => {
-                    tracing::debug!(stream, durable, %error, "consumer is taken up again");
+                    tracing::debug!(stream, %error, "consumer is taken up again");
                     break;
                 }
                 None => break,

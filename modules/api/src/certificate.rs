@@ -30,7 +30,8 @@ impl Certificate {
         Ok(())
     }
 
-    pub(crate) fn resolver(&self) -> Arc<dyn ResolvesServerCert> {
+    /// What a TLS server shows with it.
+    pub fn resolver(&self) -> Arc<dyn ResolvesServerCert> {
         self.0.clone()
     }
 }

@@ -86,6 +86,8 @@ impl Hub {
         {
             command.arg(flag).arg(format!("{address}:{port}"));
         }
+        // By the environment, which a version that does not know it passes over.
+        command.env("EDGEWIRE_HUB_REST_LISTEN", format!("{address}:{}", ports.rest));
         command.arg("--advertise").arg(address.to_string());
         command.args(self.flags.lock().unwrap_or_else(PoisonError::into_inner).iter());
         spawn(command, &self.site, "hub")

@@ -48,6 +48,8 @@ pub struct Ports {
     pub bus: u16,
     /// Nodes.
     pub leaf: u16,
+    /// The rules' REST entry.
+    pub rest: u16,
 }
 
 impl Site {
@@ -75,7 +77,7 @@ impl Site {
             let fits = |home: &&PathBuf| home.as_os_str().len() <= DIR_MAX_BYTES;
             let dir = home.as_ref().filter(fits).unwrap_or(&claim).clone();
             let kubeconfig = home.as_ref().unwrap_or(&dir).join("kubeconfig");
-            let ports = Ports { api: 6443, bus: 4222, leaf: 7422 };
+            let ports = Ports { api: 6443, bus: 4222, leaf: 7422, rest: 9443 };
             let site = Self { id, name: name.to_owned(), dir, claim, home, kubeconfig, ports, number };
             Ledger::begin(&site)?;
             return Ok(site);

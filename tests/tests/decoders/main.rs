@@ -19,8 +19,11 @@ use schemas::credential::{
 use schemas::desired::{
     Desired, Diverged, GetPage, GetRequest, Lineage, ListPage, ListRequest, Local, Release,
 };
+use schemas::envelope::Headers;
+use schemas::expression::{Expression, Facts};
 use schemas::object::Object;
 use schemas::report::{EventReport, Heartbeat, HeartbeatAck, ModuleReport, NodeReport, PodReport};
+use schemas::routing::{Call, Deliver, Delivered};
 use schemas::subject::{self, DesiredKey, ObjectKey};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -77,6 +80,32 @@ fn codec<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &s
 }
 
 #[test]
+fn expressions_and_what_they_are_given() {
+    let texts = [
+        "payload.c > 21",
+        "{'t': payload.map(x, x * 2), 's': subject}",
+        "has(payload.a) ? payload.a.b[0] : 'x'",
+    ];
+    let samples: Vec<Vec<u8>> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+    try_bytes("an expression", &samples, |bytes| {
+        let _ = Expression::read(&String::from_utf8_lossy(bytes)).map(|read| {
+            let headers = Headers::new();
+            read.make(&Facts { payload: br#"{"c":1,"a":[2]}"#, subject: "s", headers: &headers })
+        });
+    });
+    let read = texts.map(|text| Expression::read(text).unwrap());
+    let given =
+        [r#"{"c": 22, "a": {"b": ["y"]}}"#, "[1, 2.5, null]", "text"].map(|text| text.as_bytes().to_vec());
+    try_bytes("what an expression is given", &given, |payload| {
+        let headers = Headers::new();
+        for expression in &read {
+            let facts = Facts { payload, subject: "s", headers: &headers };
+            let _ = (expression.holds(&facts), expression.make(&facts));
+        }
+    });
+}
+
+#[test]
 fn messages_of_desired_state() {
     codec::<Desired>("Desired");
     codec::<Local>("Local");
@@ -106,6 +135,14 @@ fn messages_of_sessions_and_commands() {
     codec::<OpenLogs>("OpenLogs");
     codec::<OpenExec>("OpenExec");
     codec::<Reply<()>>("Opened");
+}
+
+#[test]
+fn messages_of_rules() {
+    codec::<Deliver>("Deliver");
+    codec::<Deliver>("DeliverCall");
+    codec::<Reply<Delivered>>("Delivered");
+    codec::<Call>("Call");
 }
 
 #[test]

@@ -135,6 +135,7 @@ fn the_hubs_modules() {
     module("placement", &placement::flows(), placement::state::Placement::new);
     module("events", &events::flows(), || events::Events::new("s"));
     module("ledger", &ledger::flows(), || ledger::Ledger::new("b", ledger::Streams::new()));
+    module("router at the hub", &router::hub::flows(), router::hub::Router::default);
     module("links", &sync::hub::flows(), sync::hub::Links::default);
     module("identity at the hub", &identity::flows(), identity::decide::Identity::default);
 }
@@ -144,6 +145,7 @@ fn the_nodes_modules() {
     let of = node();
     module("sync", &sync::edge::flows(&of), || sync::edge::Sync::new(node(), "b".into(), Vec::new()));
     module("containers", &containers::flows(&of), || containers::Containers::new(node(), "s".to_owned()));
+    module("router on a node", &router::edge::flows(&of), || router::edge::Router::new(node()));
     module("credentials", &credentials::flows(), || credentials::Credentials::new(node()));
     module("identity on a node", &identity::edge::flows(&of), || identity::edge::Membership::new(node()));
 }

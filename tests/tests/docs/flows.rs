@@ -47,6 +47,7 @@ pub fn document() -> String {
         (sync::hub::NAME, "modules/sync", sync::hub::flows()),
         ("nodes", "modules/nodes", nodes::flows()),
         ("placement", "modules/placement", placement::flows()),
+        (router::NAME, "modules/router", router::hub::flows()),
         ("scheduler", "modules/scheduler", scheduler::flows()),
         ("host", "bus", bus::host::flows(subject::DOMAIN_HUB)),
     ] {
@@ -58,6 +59,7 @@ pub fn document() -> String {
         (credentials::NAME, "modules/credentials", credentials::flows()),
         (door::NAME, "modules/door", door::flows()),
         (identity::edge::NAME, "modules/identity", identity::edge::flows(&node)),
+        (router::NAME, "modules/router", router::edge::flows(&node)),
         (sync::edge::NAME, "modules/sync", sync::edge::flows(&node)),
         ("host", "bus", bus::host::flows(ANY_NODE)),
     ] {

@@ -59,7 +59,11 @@ pub(super) fn send<M: Hosted>(
         }
         Effect::Act(act) => M::act(w, index, incarnation, act),
         // Live messages are heard by nobody here; the rest was taken out before.
-        Effect::Publish { .. } | Effect::Save { .. } | Effect::Forget { .. } | Effect::Report { .. } => {}
+        Effect::Publish { .. }
+        | Effect::Store { .. }
+        | Effect::Save { .. }
+        | Effect::Forget { .. }
+        | Effect::Report { .. } => {}
     }
 }
 
