@@ -3,6 +3,9 @@
 //! Modules never use this: they have flows and effects, and the runner does the rest. A tool has a subject that a person
 //! typed, and wants to be told when the server refused it, because the server itself says so only in passing.
 
+pub mod clients;
+pub mod stored;
+
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;

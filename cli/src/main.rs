@@ -4,14 +4,19 @@
 //! command; [`place`] finds the server, [`decode`] makes payloads readable, [`failure`] is how anything goes wrong.
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
+mod acked;
 mod api;
 mod ask;
 mod audit;
+mod bench;
 mod ca;
 mod check;
+mod dead;
 mod decode;
 mod diverged;
 mod duration;
+mod explain;
+mod expression;
 mod failure;
 mod kubeconfig;
 mod launch;
@@ -22,10 +27,13 @@ mod nodes;
 mod notices;
 mod place;
 mod publish;
+mod replay;
 mod screen;
 mod table;
 mod tail;
 mod token;
+mod topics;
+mod when;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -43,6 +51,9 @@ use screen::Screen;
 /// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
+/// Our stack, of which what is not used costs nothing: an expression's parser calls itself deeply ([`expression`]).
+const STACK_BYTES: usize = 64 * 1024 * 1024;
+
 const ABOUT: &str = "Containers, device twins and data flows on edge machines, over NATS";
 const LONG_ABOUT: &str = "\
 Containers, device twins and data flows on edge machines, over NATS.
@@ -59,6 +70,7 @@ First steps:
   edgewire edge                     run it
   edgewire nodes                    see it
   edgewire tail 'app.>'             see what workloads say
+  edgewire tail 'from.>' --since 1h    and what they said in the last hour
 
 On a node, also offline: edgewire tail '>' --edge DIR    (DIR: the node's --data-dir)";
 
@@ -81,12 +93,23 @@ enum Command {
     Join(JoinArgs),
     /// Before joining: what this machine, or the way to the hub, lacks for a node, each with its cure
     Check(check::CheckArgs),
-    /// Show what is said on the bus, live and decoded
+    /// Show what is said on the bus, and what was, decoded
     Tail(tail::TailArgs),
-    /// Send one message
+    /// Send a message, or several; what is to be stored is waited for
     Pub(publish::PubArgs),
     /// Send one message and show the answer
     Req(publish::ReqArgs),
+    /// Show what flows now: subjects, rates, who listens, what waits
+    Topics(topics::TopicsArgs),
+    /// Say what becomes of a message on a subject: its class, who may, where it is stored, whether it crosses
+    Explain(explain::ExplainArgs),
+    /// Say stored messages again under other subjects
+    Replay(replay::ReplayArgs),
+    /// List what could not be decoded or applied; show one, say it again, remove it
+    Dead(dead::DeadArgs),
+    /// Measure the bus from here: messages a second and latencies
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// List the nodes
     Nodes(place::ListArgs),
     /// List the machines that have joined, have one change its keys, shut one out
@@ -164,6 +187,14 @@ impl JoinArgs {
 }
 
 fn main() -> ExitCode {
+    match std::thread::Builder::new().stack_size(STACK_BYTES).spawn(program) {
+        // A panic has said what it is.
+        Ok(running) => running.join().unwrap_or(ExitCode::FAILURE),
+        Err(_) => program(),
+    }
+}
+
+fn program() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -228,6 +259,11 @@ async fn perform(command: Command, screen: &mut Screen, notices: &Notices) -> Ou
         Command::Tail(args) => tail::run(args, screen, notices).await,
         Command::Pub(args) => publish::publish(args, screen, notices).await,
         Command::Req(args) => publish::request(args, screen, notices).await,
+        Command::Topics(args) => topics::run(args, screen, notices).await,
+        Command::Explain(args) => explain::run(args, screen).await,
+        Command::Replay(args) => replay::run(args, screen, notices).await,
+        Command::Dead(args) => dead::run(args, screen).await,
+        Command::Bench(command) => bench::run(command, screen, notices).await,
         Command::Nodes(args) => nodes::run(args, screen).await,
         Command::Node(command) => node::run(command, screen).await,
         Command::Ca(command) => ca::ca(command, screen).await,
@@ -267,6 +303,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn completion_knows_every_command() {
+        for shell in ["bash", "zsh", "fish"] {
+            let script = completion(shell);
+            for command in Cli::command().get_subcommands() {
+                assert!(script.contains(command.get_name()), "{shell}: {}", command.get_name());
+            }
+            assert!(script.contains("--since") || script.contains("-l since"), "{shell}: flags too");
+        }
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Notices {
             Meaning::Dropped => tell("messages were dropped: they come faster than they can be shown"),
             Meaning::Lost => {
                 heard.lost = true;
-                tell("connection lost, messages may be missed; trying again");
+                tell("connection lost, what is said live meanwhile is missed; trying again");
             }
             Meaning::Back => {
                 heard.lost = false;

@@ -4,9 +4,8 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc;
-use std::time::Duration;
 
 use bus::module::Account;
 use bytes::Bytes;
@@ -15,56 +14,7 @@ use schemas::Timestamp;
 use schemas::envelope::{self, Headers};
 use schemas::report::{ModuleReport, ModuleState};
 use serde_json::{Value, json};
-use support::{SOON, Server, bad, finish, good, stderr, stdout};
-
-/// A running tail whose subscription is in force.
-struct Tail {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Tail {
-    fn start(server: &Server, args: &[&str]) -> Self {
-        let mut child = server.tool(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap());
-        let mut first = String::new();
-        said.read_line(&mut first).unwrap();
-        assert!(first.starts_with("edgewire: listening on "), "{first}");
-        // Read on, or the pipe would fill.
-        std::thread::spawn(move || said.read_to_string(&mut String::new()));
-        let (tell, lines) = mpsc::channel();
-        let out = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || out.lines().map_while(Result::ok).for_each(|line| drop(tell.send(line))));
-        Self { child, lines }
-    }
-
-    fn line(&self) -> String {
-        self.lines.recv_timeout(SOON).expect("a line")
-    }
-
-    fn ended(mut self) -> Option<i32> {
-        let until = std::time::Instant::now() + SOON;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(std::time::Instant::now() < until, "tail goes on");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn signal(&self, signal: nix::sys::signal::Signal) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        nix::sys::signal::kill(pid, signal).unwrap();
-    }
-}
-
-impl Drop for Tail {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use support::{SOON, Server, Tail, bad, finish, good, stderr, stdout};
 
 async fn say(bus: &bus::connection::Bus, subject: &str, headers: &Headers, payload: &[u8]) {
     bus.say(subject, headers, Bytes::copy_from_slice(payload), None).await.unwrap();

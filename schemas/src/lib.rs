@@ -8,6 +8,7 @@
 //! * [`subject`] every subject, stream, bucket and consumer name, and the codec for names inside subjects
 //! * [`object`] Kubernetes objects, stored whole, with typed views for reading
 //! * [`envelope`] CloudEvents attributes as NATS headers around a MessagePack body
+//! * [`event`] every type of event that is told
 //! * [`report`] what a node says of itself and of its pods
 //! * [`desired`] what a node must have, and the lineage that guards it
 //! * [`credential`] credentials of pods, nodes and tools
@@ -18,14 +19,17 @@
 //! * [`routing`] what hub and node ask each other for a rule; [`expression`] what a rule makes of a message
 //! * [`topic`] and [`topic_map`] what a namespace declares for its messages; [`rule`] KubeEdge's rules
 //! * [`view`] typed views of those kinds; [`fault`] what is wrong with one; [`pattern`] subject filters
+//! * [`class`] the delivery classes of workload subjects
 //! * [`quantity`] Kubernetes quantities (`100m`, `64Mi`) as numbers
 
 pub mod audit;
 pub mod backup;
+pub mod class;
 pub mod command;
 pub mod credential;
 pub mod desired;
 pub mod envelope;
+pub mod event;
 pub mod expression;
 pub mod fault;
 pub mod loss;

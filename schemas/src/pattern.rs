@@ -38,13 +38,31 @@ pub fn check(filter: &str) -> Result<(), String> {
 
 /// Is there a subject that both let through?
 pub fn overlaps(one: &str, other: &str) -> bool {
-    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    overlap(one, other).is_some()
+}
+
+/// The filter that matches what both `one` and `other` match (`*` one token, `>` one or more); `None` when nothing does.
+/// Two filters always meet in a single one: token by token the narrower of both.
+pub fn overlap(one: &str, other: &str) -> Option<String> {
+    let mut ones = one.split('.');
+    let mut others = other.split('.');
+    let mut common: Vec<&str> = Vec::new();
     loop {
-        match (one.next(), other.next()) {
-            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
-            (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
-            (None, None) => return true,
-            _ => return false,
+        match (ones.next(), others.next()) {
+            (None, None) => return Some(common.join(".")),
+            (Some(">"), Some(rest)) => {
+                common.push(rest);
+                common.extend(others);
+                return Some(common.join("."));
+            }
+            (Some(rest), Some(">")) => {
+                common.push(rest);
+                common.extend(ones);
+                return Some(common.join("."));
+            }
+            (Some("*"), Some(token)) | (Some(token), Some("*")) => common.push(token),
+            (Some(token), Some(same)) if token == same => common.push(token),
+            _ => return None,
         }
     }
 }
@@ -113,7 +131,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn filters_meet_in_the_narrower() {
+        for (one, other, want) in [
+            ("up.>", "up.demo.*", Some("up.demo.*")),
+            (">", "ew.dead.>", Some("ew.dead.>")),
+            ("*.demo.>", "up.>", Some("up.demo.>")),
+            ("ew.*.sync", "ew.dead.>", Some("ew.dead.sync")),
+            ("a.*", "*.b", Some("a.b")),
+            ("a.>", "a", None),
+            ("a.b", "a.b.c", None),
+            ("app.>", "up.>", None),
+        ] {
+            assert_eq!(overlap(one, other).as_deref(), want, "{one} {other}");
+            assert_eq!(overlap(other, one).as_deref(), want, "{other} {one}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_both_match_the_overlap_matches(
+            one in prop::collection::vec("[ab*]", 1..4), one_rest: bool,
+            other in prop::collection::vec("[ab*]", 1..4), other_rest: bool,
+            subject in prop::collection::vec("[ab]", 1..5),
+        ) {
+            let filter = |tokens: &[String], rest| tokens.join(".") + if rest { ".>" } else { "" };
+            let (one, other, subject) = (filter(&one, one_rest), filter(&other, other_rest), subject.join("."));
+            let both = matches(&one, &subject) && matches(&other, &subject);
+            prop_assert_eq!(overlap(&one, &other).is_some_and(|common| matches(&common, &subject)), both);
+        }
+
         #[test]
         fn they_agree_with_matching(
             one in "[ab*](\\.[ab*]){0,2}(\\.>)?", other in "[ab*](\\.[ab*]){0,2}(\\.>)?", subject in "[ab](\\.[ab]){0,3}"

@@ -1,8 +1,10 @@
 //! A real `nats-server` with the accounts of a node, an `operator.json` beside it, and the tool itself as a process.
 #![allow(dead_code)] // each test binary uses its part
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bus::connection::{Bus, Login, dial};
@@ -31,6 +33,16 @@ fn nats_server() -> PathBuf {
     if fetched.exists() { fetched } else { "/usr/lib/edgewire/nats-server".into() }
 }
 
+fn spawn(config: &Path) -> Child {
+    Command::new(nats_server())
+        .arg("-c")
+        .arg(config)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nats-server: `make setup` fetches it")
+}
+
 /// A server with accounts CONTROL and WORK and a node's operator in each; and one who may do little.
 pub struct Server {
     child: Child,
@@ -47,9 +59,10 @@ impl Server {
             r#"
             listen: "127.0.0.1:-1"
             ports_file_dir: "{path}"
-            jetstream {{ store_dir: "{path}/js", domain: edge-edge-a }}
+            jetstream {{ store_dir: "{path}/js", domain: edge-edge-a, sync_interval: always }}
             accounts {{
-              CONTROL {{ users: [{{user: control-op, password: c}}] }}
+              SYS {{ users: [{{user: sys, password: s}}] }}
+              CONTROL {{ jetstream: enabled, users: [{{user: control-op, password: c}}] }}
               WORK {{
                 jetstream: enabled
                 users: [
@@ -58,16 +71,11 @@ impl Server {
                     publish: ["app.ok.>", "_INBOX.>"], subscribe: ["app.ok.>", "_INBOX.>"] }}}}
                 ]
               }}
-            }}"#
+            }}
+            system_account: SYS"#
         );
         std::fs::write(&config, text).unwrap();
-        let child = Command::new(nats_server())
-            .arg("-c")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nats-server: `make setup` fetches it");
+        let child = spawn(&config);
         let mut this = Self { child, dir, url: String::new() };
         let ports = this.dir.path().join(format!("nats-server_{}.ports", this.child.id()));
         this.url = eventually("the server's ports", async || {
@@ -90,6 +98,19 @@ impl Server {
 
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Kills it with -9 and starts it again, in the same place and on the same port.
+    pub async fn kill_and_restart(&mut self) {
+        self.stop();
+        let _ = std::fs::remove_file(self.dir().join(format!("nats-server_{}.ports", self.child.id())));
+        let config = self.dir().join("nats.conf");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let address = self.url.trim_start_matches("nats://");
+        std::fs::write(&config, text.replace("127.0.0.1:-1", address)).unwrap();
+        self.child = spawn(&config);
+        let ports = self.dir().join(format!("nats-server_{}.ports", self.child.id()));
+        eventually("the server again", async || ports.exists().then_some(())).await;
     }
 
     pub fn stop(&mut self) {
@@ -154,4 +175,53 @@ pub fn bad(output: &Output, code: &str) -> String {
     assert_eq!(output.status.code(), Some(1), "{}{line}", stdout(output));
     assert!(line.lines().any(|line| line.starts_with(&format!("{code}: ")) && line.contains("; ")), "{line}");
     line
+}
+
+/// A running tail whose subscription is in force.
+pub struct Tail {
+    pub child: Child,
+    pub lines: mpsc::Receiver<String>,
+}
+
+impl Tail {
+    pub fn start(server: &Server, args: &[&str]) -> Self {
+        let mut child = server.tool(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut first = String::new();
+        said.read_line(&mut first).unwrap();
+        assert!(first.starts_with("edgewire: listening on "), "{first}");
+        // Read on, or the pipe would fill.
+        std::thread::spawn(move || said.read_to_string(&mut String::new()));
+        let (tell, lines) = mpsc::channel();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || out.lines().map_while(Result::ok).for_each(|line| drop(tell.send(line))));
+        Self { child, lines }
+    }
+
+    pub fn line(&self) -> String {
+        self.lines.recv_timeout(SOON).expect("a line")
+    }
+
+    pub fn ended(mut self) -> Option<i32> {
+        let until = std::time::Instant::now() + SOON;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(std::time::Instant::now() < until, "tail goes on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

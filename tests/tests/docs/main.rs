@@ -4,6 +4,7 @@
 //! `UPDATE_DOCS=1 cargo test -p tests --test docs` writes `docs/flows.md` anew.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // a test fails by panicking
 
+mod events;
 mod flows;
 mod text;
 
@@ -41,22 +42,67 @@ fn sources() -> Vec<(String, String)> {
     files(&root(), &is_source)
 }
 
-#[test]
-fn flows_are_what_the_modules_declare() {
-    let path = root().join("docs/flows.md");
-    let want = flows::document();
+/// A generated document is what the code says now; `UPDATE_DOCS` writes it anew.
+fn is_generated(document: &str, want: &str) {
+    let path = root().join(document);
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, &want).unwrap();
+        fs::write(&path, want).unwrap();
     }
     let have = fs::read_to_string(&path).unwrap_or_default();
     let differs = want.lines().zip(have.lines().chain(std::iter::repeat(""))).find(|(a, b)| a != b);
     assert!(
         have == want,
-        "docs/flows.md is behind the code, first at\n  code: {}\n  file: {}\n\
+        "{document} is behind the code, first at\n  code: {}\n  file: {}\n\
          run `UPDATE_DOCS=1 cargo test -p tests --test docs` and look at the difference",
         differs.map_or("(its end)", |d| d.0),
         differs.map_or("(more lines)", |d| d.1),
     );
+}
+
+#[test]
+fn flows_are_what_the_modules_declare() {
+    is_generated("docs/flows.md", &flows::document());
+}
+
+#[test]
+fn the_catalogue_of_events_is_what_the_modules_tell() {
+    expect_none(&events::complaints(&sources()));
+    is_generated("docs/events.md", &events::document());
+}
+
+/// A type that nobody tells, and one that is told and stands nowhere, are both found.
+#[test]
+fn an_event_without_a_row_and_a_row_without_an_event_are_found() {
+    let mut planted = sources();
+    for (path, text) in &mut planted {
+        if path.starts_with("modules/sync/") {
+            *text = text.replace("\"ServerRestarted\"", "\"ServerBegunAnew\"");
+        }
+    }
+    planted.push(("modules/api/src/new.rs".to_owned(), "let e = EventReport { id };".to_owned()));
+    let complaints = events::complaints(&planted);
+    for want in [
+        "ServerBegunAnew is not in",
+        "nothing tells io.edgewire.sync.ServerRestarted",
+        "modules/api/src/new.rs tells",
+    ] {
+        assert!(complaints.iter().any(|complaint| complaint.contains(want)), "{want}: {complaints:?}");
+    }
+    assert_eq!(complaints.len(), 3, "{complaints:?}");
+}
+
+/// What a class means stands once, in the code; `edgewire explain` says the same as the document.
+#[test]
+fn the_classes_of_the_workload_bus_are_those_of_the_code() {
+    let page = fs::read_to_string(root().join("docs/workloads.md")).unwrap();
+    let rows: Vec<&str> = page
+        .lines()
+        .skip_while(|line| *line != "| subject | may | what happens to it |")
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    let want: Vec<String> = schemas::class::CLASSES.iter().map(|class| class.row()).collect();
+    assert_eq!(rows, want, "docs/workloads.md and schemas/src/class.rs differ");
 }
 
 #[test]
@@ -288,7 +334,8 @@ fn commands_and_flags_are_known_to_the_programs() {
                 let command: Vec<&str> =
                     rest.iter().copied().take_while(|word| is_command(word)).take(2).collect();
                 let nested = command.first().is_some_and(|first| {
-                    ["token", "hub", "node", "ca", "certificate"].contains(first) && program == "edgewire"
+                    ["token", "hub", "node", "ca", "certificate", "bench", "dead"].contains(first)
+                        && program == "edgewire"
                 });
                 let command = &command[..command.len().min(if nested { 2 } else { 1 })];
                 let Some(help) = helps.of(program, command) else {

@@ -28,6 +28,7 @@ mod restore;
 mod router;
 mod slow;
 mod support;
+mod tail;
 mod transport;
 mod upgrade;
 mod uplink;
