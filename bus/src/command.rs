@@ -33,7 +33,7 @@ pub async fn ask<T: Serialize, A: DeserializeOwned>(
     if body.len() > schemas::MESSAGE_MAX_BYTES {
         return Err(Refusal::new(
             413,
-            "EW-TOO-LARGE",
+            "EW-PAYLOAD-TOO-LARGE",
             format!("a question of {} bytes is over the bound", body.len()),
         ));
     }

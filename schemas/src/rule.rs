@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::expression::Expression;
 use crate::fault::Fault;
 use crate::name::{NodeName, check_object_name};
 use crate::object::Object;
@@ -107,6 +108,8 @@ pub fn read_rule(object: &Object) -> Result<RuleSpec, Vec<Fault>> {
         if text.as_ref().is_some_and(|text| text.len() > EXPRESSION_MAX_BYTES) {
             let why = format!("must have at most {EXPRESSION_MAX_BYTES} bytes");
             faults.push(Fault::invalid(field, "", why));
+        } else if let Some(Err(why)) = text.as_deref().map(Expression::read) {
+            faults.push(Fault::invalid(field, text.as_deref().unwrap_or(""), why));
         }
     }
     if faults.is_empty() { Ok(spec) } else { Err(faults) }
@@ -197,6 +200,8 @@ mod tests {
             (ok("targetResource", json!({"x": "y".repeat(3000)})), vec!["spec.targetResource.x"]),
             (ok("sourceResource", json!(many)), vec!["spec.sourceResource"]),
             (ok("filter", json!("x".repeat(5000))), vec!["spec.filter"]),
+            (ok("filter", json!("payload.c >")), vec!["spec.filter"]),
+            (ok("map", json!("paylod.c")), vec!["spec.map"]),
             (ok("sourceResource", json!([])), vec!["spec"]),
         ] {
             let faults = read_rule(&object("Rule", spec.clone())).err().unwrap_or_default();

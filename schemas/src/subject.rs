@@ -5,6 +5,10 @@
 //! themselves, everything else is `=XX` (two upper case hex digits a byte). `=` is legal in subjects and in KV keys;
 //! the empty text (no namespace, the core API group) is the single token `=`.
 
+mod declared;
+
+pub use declared::*;
+
 use crate::name::{Namespace, NodeName};
 
 /// Account of Edgewire's own traffic.
@@ -36,10 +40,6 @@ pub const STREAM_UPLINK: &str = "UPLINK";
 /// Edge stream of telemetry waiting to go up (`bulk.>`), in WORK: not synced before it is acknowledged, and the oldest goes
 /// when it is full.
 pub const STREAM_BULK: &str = "BULK";
-/// Edge stream of messages that rules carry to the hub, as they came, in WORK. Its subjects follow the rules.
-pub const STREAM_RULES: &str = "RULES";
-/// What [`STREAM_RULES`] captures while there is no rule: nobody says it.
-pub const RULES_NONE: &str = "_rules.none";
 /// Stream of what could not be decoded or applied, with payload and reason. One on each server.
 pub const STREAM_DEAD: &str = "DEAD";
 
@@ -165,46 +165,6 @@ impl Resource {
         Self { group: String::new(), plural: plural.to_owned() }
     }
 }
-
-/// API group of Edgewire's own kinds.
-pub const GROUP_EDGEWIRE: &str = "edgewire.io";
-/// API group of KubeEdge's rules.
-pub const GROUP_RULES: &str = "rules.kubeedge.io";
-
-/// The resources that nodes are told of, by their plural: no two groups have the same one.
-pub const TOLD: [(&str, &str); 7] = [
-    ("", "pods"),
-    ("", "configmaps"),
-    ("", "secrets"),
-    (GROUP_EDGEWIRE, "topics"),
-    (GROUP_EDGEWIRE, "topicmaps"),
-    (GROUP_RULES, "rules"),
-    (GROUP_RULES, "ruleendpoints"),
-];
-
-/// The resource that nodes are told of under that plural; of a plural that they are not told of, the core group's.
-pub fn told(plural: &str) -> Resource {
-    let group = TOLD.iter().find(|(_, told)| *told == plural).map_or("", |(group, _)| group);
-    Resource { group: group.to_owned(), plural: plural.to_owned() }
-}
-
-/// The stream of a Topic, on its node in WORK. No Kubernetes name has a `_`, so no two are the same.
-pub fn topic_stream(namespace: &str, name: &str) -> String {
-    format!("{TOPIC_STREAM}{}_{}", token(namespace), token(name))
-}
-
-/// What whoever consumes a Topic's stream publishes to, in both spellings of the API's prefix: what there is, the next
-/// messages, acknowledgements. Nothing of it makes or changes anything; the stream has no consumers but the declared ones.
-pub fn consume_topic(node: &NodeName, stream: &str) -> Vec<String> {
-    let verbs = ["STREAM.INFO.{}", "CONSUMER.INFO.{}.*", "CONSUMER.MSG.NEXT.{}.*"];
-    let verbs = verbs.map(|verb| verb.replace("{}", stream));
-    let prefixes = ["$JS.API".to_owned(), format!("$JS.{}.API", domain_edge(node))];
-    let api = prefixes.iter().flat_map(|prefix| verbs.iter().map(move |verb| format!("{prefix}.{verb}")));
-    api.chain([format!("$JS.ACK.{stream}.>")]).collect()
-}
-
-/// How the streams of Topics begin.
-pub const TOPIC_STREAM: &str = "T_";
 
 /// The key of one object in [`BUCKET_OBJECTS`]: `<group>.<resource>.<ns>.<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -425,24 +385,6 @@ pub fn carried(subject: &str) -> Option<(NodeName, Lane, bool)> {
     };
     Some((NodeName::new(node).ok()?, lane, is_cursor))
 }
-
-/// A message that a rule carries, in the edge's UPLINK. No namespace is called `_rule`, so no pod may say it.
-pub fn ruled(namespace: &str, rule: &str, uid: &str) -> String {
-    format!("up._rule.{}.{}.{}", token(namespace), token(rule), token(uid))
-}
-
-/// The same in FROM, of any node: a consumer's filter.
-pub fn raised_ruled(namespace: &str, rule: &str, uid: &str) -> String {
-    format!("from.*._rule.{}.{}.{}", token(namespace), token(rule), token(uid))
-}
-
-/// The durable consumer in FROM of the rule with this UID.
-pub fn rule_consumer(uid: &str) -> String {
-    format!("{RULE_CONSUMERS}{}", token(uid))
-}
-
-/// How every rule's consumer begins.
-pub const RULE_CONSUMERS: &str = "rule_";
 
 /// A message in stream UP, read back: who sent it, in which lane, and its subject at the edge.
 pub fn lowered(subject: &str) -> Option<(NodeName, Lane, &str)> {
