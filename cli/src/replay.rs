@@ -183,7 +183,7 @@ async fn find(place: &Place, args: &ReplayArgs) -> Outcome<(Bus, Vec<Part>)> {
     for account in [Account::Control, Account::Work] {
         let bus = place.connect(account).await?;
         let captures = bus.captures().await.map_err(not_read)?;
-        if let Some(capture) = captures.iter().find(|capture| capture.stream == args.what) {
+        if let Some(capture) = captures.iter().find(|capture| capture.stream == args.what && !capture.queue) {
             let part = Part { filters: capture.subjects.clone(), capture: capture.clone() };
             return Ok((bus, vec![part]));
         }

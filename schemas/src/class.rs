@@ -100,8 +100,7 @@ impl Class {
 /// off them.
 pub fn is_reserved(subject: &str) -> bool {
     let word = subject.split('.').next().unwrap_or_default();
-    word.starts_with('$')
-        || ["ew", "_INBOX", "_cursor", "_rules", "from", "from-bulk"].contains(&word)
+    word.starts_with('$') || ["ew", "_INBOX", "_cursor", "_rules", "from", "from-bulk"].contains(&word)
 }
 
 #[cfg(test)]

@@ -89,6 +89,13 @@ pub const EVENTS: &[EventType] = &[
         data: Data::Audit,
         meaning: "the node's server refused somebody something; the same is told once in ten minutes, with its number",
     },
+    node("door", "HttpDoorOpen", &[Normal], "the bus by HTTP listens again"),
+    node(
+        "door",
+        "HttpDoorShut",
+        &[Warning],
+        "the bus by HTTP cannot listen: another program has its port; it is tried again",
+    ),
     node("identity", "AuthoritiesChanged", &[Normal], "the node trusts the hub's present authorities"),
     node(
         "identity",
@@ -109,6 +116,18 @@ pub const EVENTS: &[EventType] = &[
         "LinkUp",
         &[Normal],
         "the hub hears a node again; the message says after how long, and what waits",
+    ),
+    node(
+        "router",
+        "RuleMessagesDropped",
+        &[Warning],
+        "messages that waited for a rule were given up; the message says how many and why",
+    ),
+    node(
+        "router",
+        "RuleSourcesRefused",
+        &[Warning],
+        "the node's server does not keep what the rules name: another stream does",
     ),
     node("sync", "ClockAgrees", &[Normal], "the node's clock and the hub's agree again"),
     node("sync", "ClockDiffers", &[Warning], "the node's clock and the hub's differ"),

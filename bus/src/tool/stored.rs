@@ -50,7 +50,7 @@ pub struct Capture {
     pub account: Account,
     /// Its name.
     pub stream: String,
-    /// The subjects that it captures.
+    /// The subjects of what it holds: those that it captures, or what it calls them then.
     pub subjects: Vec<String>,
     /// Sequence of the oldest message that is still there.
     pub first_sequence: u64,
@@ -64,6 +64,8 @@ pub struct Capture {
     pub size_bytes_max: i64,
     /// Only the last message of each subject is kept: a bucket.
     pub last_only: bool,
+    /// Each message is for one taker, and gone when it was taken: nobody else may follow it.
+    pub queue: bool,
     /// Consumers that read it.
     pub consumers: u64,
 }
@@ -214,11 +216,22 @@ impl Bus {
     }
 }
 
+/// What a transform calls a subject, as a filter: a place that takes over a word is any word.
+fn renamed(destination: &str) -> String {
+    let token = |token: &str| if token.starts_with(['{', '$']) { "*".to_owned() } else { token.to_owned() };
+    destination.split('.').map(token).collect::<Vec<_>>().join(".")
+}
+
 fn capture(account: Account, info: stream::Info) -> Capture {
+    let subjects = match info.config.subject_transform {
+        Some(transform) => vec![renamed(&transform.destination)],
+        None => info.config.subjects,
+    };
     Capture {
         account,
         stream: info.config.name,
-        subjects: info.config.subjects,
+        subjects,
+        queue: info.config.retention == stream::RetentionPolicy::WorkQueue,
         first_sequence: info.state.first_sequence,
         last_sequence: info.state.last_sequence,
         messages: info.state.messages,
@@ -439,5 +452,21 @@ impl Follower {
     async fn reach(&mut self) -> Result<(), Refused> {
         self.reached = true;
         self.say(Told::Reached).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_stream_calls_its_messages_is_a_filter() {
+        for (destination, want) in [
+            ("down.>", "down.>"),
+            ("down.{{wildcard(1)}}.>", "down.*.>"),
+            ("a.$1.b.{{partition(3,1)}}", "a.*.b.*"),
+        ] {
+            assert_eq!(renamed(destination), want);
+        }
     }
 }

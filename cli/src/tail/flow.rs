@@ -55,7 +55,8 @@ pub struct Part {
 }
 
 /// The streams that hold what `pattern` matches. Those whose subjects begin with `$` (buckets, MQTT's) only when the
-/// pattern does too: who asks for everything does not mean the whole object store.
+/// pattern does too: who asks for everything does not mean the whole object store. A queue is not read: what stands in it
+/// is another's to take, and its subjects are heard live.
 pub fn parts(pattern: &str, captures: Vec<Capture>) -> Vec<Part> {
     let named = pattern.starts_with('$');
     let part = |capture: Capture| {
@@ -67,7 +68,7 @@ pub fn parts(pattern: &str, captures: Vec<Capture>) -> Vec<Part> {
             .collect();
         (!filters.is_empty()).then_some(Part { capture, filters })
     };
-    captures.into_iter().filter_map(part).collect()
+    captures.into_iter().filter(|capture| !capture.queue).filter_map(part).collect()
 }
 
 /// What is told of a stream besides its messages, in words; `None` for what is none of people's business.
@@ -407,6 +408,7 @@ mod tests {
             size_bytes: 900,
             size_bytes_max: 1_000,
             last_only: stream.starts_with("KV_"),
+            queue: stream == "RULES",
             consumers: 0,
         }
     }
@@ -418,6 +420,7 @@ mod tests {
                 capture("DEAD", &["ew.dead.>"]),
                 capture("KV_local", &["$KV.local.>"]),
                 capture("OUTBOX", &["ew.rep.>", "ew.evt.>"]),
+                capture("RULES", &["factory.>"]),
             ]
         };
         for (pattern, want) in [
@@ -427,6 +430,7 @@ mod tests {
             ("$KV.local.pods.>", vec!["KV_local $KV.local.pods.>"]),
             ("$KV.>", vec!["KV_local $KV.local.>"]),
             ("ew.hb.*", vec![]),
+            ("factory.>", vec![]),
         ] {
             let line = |part: Part| format!("{} {}", part.capture.stream, part.filters.join(" "));
             let have: Vec<String> = parts(pattern, all()).into_iter().map(line).collect();
