@@ -51,9 +51,6 @@ use screen::Screen;
 /// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// Our stack, of which what is not used costs nothing: an expression's parser calls itself deeply ([`expression`]).
-const STACK_BYTES: usize = 64 * 1024 * 1024;
-
 const ABOUT: &str = "Containers, device twins and data flows on edge machines, over NATS";
 const LONG_ABOUT: &str = "\
 Containers, device twins and data flows on edge machines, over NATS.
@@ -187,14 +184,6 @@ impl JoinArgs {
 }
 
 fn main() -> ExitCode {
-    match std::thread::Builder::new().stack_size(STACK_BYTES).spawn(program) {
-        // A panic has said what it is.
-        Ok(running) => running.join().unwrap_or(ExitCode::FAILURE),
-        Err(_) => program(),
-    }
-}
-
-fn program() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -1,8 +1,10 @@
 //! Expressions in CEL (cel.dev) on a message: is it wanted, and what becomes of it.
 //!
 //! They are written by whoever may write a rule and evaluated for each message, so their cost is bounded before they run: a
-//! macro that goes through a list has no other inside, and a message that is larger than [`PAYLOAD_MAX_BYTES`] is not given
-//! to one. What an expression makes has a bound too.
+//! macro that goes through a list has no other inside and goes through nothing that is put together; a message that is
+//! larger than [`PAYLOAD_MAX_BYTES`] is not given to one, nor one with more than [`MACRO_VALUES_MAX`] values or
+//! [`MACRO_PAYLOAD_MAX_BYTES`] bytes if it has a macro, whose cost is the square of what it goes through. What an expression
+//! makes has a bound too.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,15 +17,19 @@ use crate::envelope::Headers;
 
 /// The largest message that is given to an expression.
 pub const PAYLOAD_MAX_BYTES: usize = 1024 * 1024;
+/// The largest message that is given to an expression with a macro.
+pub const MACRO_PAYLOAD_MAX_BYTES: usize = 64 * 1024;
+/// The most values in a message that is given to an expression with a macro.
+pub const MACRO_VALUES_MAX: usize = 4096;
 /// The longest expression.
 pub const TEXT_MAX_BYTES: usize = 4096;
 /// Brackets, conditions and signs that stand within each other at most. The parser calls itself some twelve times for each, and
 /// its own bound does not keep it within a thread's stack (measured without optimisation: 32 brackets take some six mebibytes).
-const NESTED_MAX: usize = 24;
+pub const NESTED_MAX: usize = 24;
 /// Terms that hang on each other at most, as in `a + b + c` or `a.b.c`.
 const TREE_DEPTH_MAX: usize = 64;
-/// The stack that the parser is given.
-const PARSER_STACK_BYTES: usize = 32 * 1024 * 1024;
+/// The stack that [`roomy`] gives, of which what is not used costs nothing.
+const STACK_BYTES: usize = 32 * 1024 * 1024;
 /// The most values in what an expression makes.
 const VALUES_MAX: usize = 100_000;
 /// The deepest that what it makes is nested.
@@ -38,6 +44,7 @@ pub const NAMES: [&str; 3] = ["payload", "subject", "headers"];
 pub struct Expression {
     text: String,
     program: Arc<Program>,
+    has_macro: bool,
 }
 
 impl std::fmt::Debug for Expression {
@@ -74,15 +81,9 @@ impl Expression {
                 "has more than {NESTED_MAX} brackets, conditions or signs within each other"
             ));
         }
-        // A thread of its own, for the stack alone.
-        let parsed = std::thread::scope(|scope| {
-            let parser = std::thread::Builder::new().stack_size(PARSER_STACK_BYTES);
-            let thread = parser.spawn_scoped(scope, || compile(text));
-            thread.map_err(|error| format!("cannot be read now: {error}"))?.join().unwrap_or_else(|_| {
-                Err("is no expression".to_owned()) // the parser's own fault
-            })
-        });
-        Ok(Self { text: text.to_owned(), program: Arc::new(parsed?) })
+        let program = roomy(|| compile(text))?;
+        let has_macro = goes_through(program.expression());
+        Ok(Self { text: text.to_owned(), program: Arc::new(program), has_macro })
     }
 
     /// Does it hold? An error when it cannot be told, or is neither true nor false.
@@ -113,16 +114,34 @@ impl Expression {
                 "a message of {bytes} bytes is not given to an expression: at most {PAYLOAD_MAX_BYTES}"
             ));
         }
+        let payload = payload(facts.payload);
+        if self.has_macro {
+            let values = values(&payload);
+            if facts.payload.len() > MACRO_PAYLOAD_MAX_BYTES || values > MACRO_VALUES_MAX {
+                return Err(format!(
+                    "a message of {} bytes and {values} values is not given to an expression with a macro: at most \
+                     {MACRO_PAYLOAD_MAX_BYTES} bytes and {MACRO_VALUES_MAX} values",
+                    facts.payload.len()
+                ));
+            }
+        }
         let mut context = Context::default();
-        context.add_variable_from_value("payload", payload(facts.payload));
+        context.add_variable_from_value("payload", payload);
         context.add_variable_from_value("subject", facts.subject);
         let headers = facts.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.as_str()));
         context.add_variable_from_value("headers", headers.collect::<HashMap<String, &str>>());
-        self.program.execute(&context).map_err(|error| {
-            let why: String = error.to_string().chars().take(200).collect();
+        roomy(|| self.program.execute(&context).map_err(|error| error.to_string())).map_err(|error| {
+            let why: String = error.chars().take(200).collect();
             format!("{:?} failed: {why}", self.text)
         })
     }
+}
+
+/// Runs what calls itself deeply: a parser or an evaluation of this crate, for which a thread's usual stack is too small
+/// (measured without optimisation). A panic in it, which is the crate's own fault, is an error.
+pub fn roomy<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let run = std::panic::AssertUnwindSafe(|| stacker::grow(STACK_BYTES, run));
+    std::panic::catch_unwind(run).unwrap_or_else(|_| Err("is no expression".to_owned()))
 }
 
 fn payload(bytes: &[u8]) -> Value {
@@ -135,8 +154,17 @@ fn payload(bytes: &[u8]) -> Value {
     }
 }
 
+/// How many values are in it, itself and the names of fields included.
+fn values(value: &Value) -> usize {
+    1 + match value {
+        Value::List(items) => items.iter().map(values).sum(),
+        Value::Map(map) => map.map.values().map(|field| 1 + values(field)).sum(),
+        _ => 0,
+    }
+}
+
 /// Numbers without a fraction are `int`, as they are in an expression.
-fn value(json: serde_json::Value) -> Value {
+pub fn value(json: serde_json::Value) -> Value {
     match json {
         serde_json::Value::Null => Value::Null,
         serde_json::Value::Bool(truth) => Value::Bool(truth),
@@ -249,7 +277,7 @@ fn entry_depth(entry: &IdedEntryExpr) -> usize {
 }
 
 /// How deep brackets, conditions and signs stand within each other; more than it is, if texts have some too.
-fn nested(text: &str) -> usize {
+pub fn nested(text: &str) -> usize {
     let (mut open, mut deepest, mut conditions, mut signs, mut most_signs) = (0_usize, 0, 0, 0, 0);
     for c in text.chars().filter(|c| !c.is_whitespace()) {
         match c {
@@ -286,6 +314,11 @@ fn check(expression: &IdedExpr, names: &[&str]) -> Result<(), String> {
         Expr::Struct(_) => Err("there are no types to make values of".to_owned()),
         Expr::Comprehension(macro_) => {
             check(&macro_.iter_range, names)?;
+            if joins(&macro_.iter_range) {
+                return Err(
+                    "a macro such as all, exists, map or filter may not go through what + makes".to_owned()
+                );
+            }
             let mut inside = names.to_vec();
             inside.extend([macro_.iter_var.as_str(), macro_.accu_var.as_str()]);
             inside.extend(macro_.iter_var2.as_deref());
@@ -303,6 +336,18 @@ fn check(expression: &IdedExpr, names: &[&str]) -> Result<(), String> {
             }
             Ok(())
         }
+    }
+}
+
+/// Is anything put together in it?
+fn joins(expression: &IdedExpr) -> bool {
+    match &expression.expr {
+        Expr::Call(call) => {
+            call.func_name == "_+_" || call.target.iter().map(|target| &**target).chain(&call.args).any(joins)
+        }
+        Expr::Select(select) => joins(&select.operand),
+        Expr::List(list) => list.elements.iter().any(joins),
+        _ => false,
     }
 }
 
@@ -383,6 +428,7 @@ mod tests {
             ("paylod.c > 1", "there is no \"paylod\""),
             ("payload.all(x, payload.exists(y, y == x))", "no other inside"),
             ("payload.map(x, x).map(y, y).size() > 0", "may not follow another"),
+            ("(payload + payload).map(y, y)", "what + makes"),
             ("Foo{a: 1}", "no types"),
             (&"(".repeat(4000), "within each other"),
             (&"!".repeat(4000), "within each other"),
@@ -412,10 +458,14 @@ mod tests {
     #[test]
     fn what_is_made_and_what_it_is_made_of_are_bounded() {
         let headers = Headers::new();
-        let many = format!("[{}1]", "1,".repeat(100_000));
-        let made =
-            Expression::read("payload.map(x, payload)").unwrap().make(&facts(many.as_bytes(), &headers));
-        assert!(made.unwrap_err().contains("more than a message may hold"));
+        let made = |text: &str, items: usize| {
+            let many = format!("[{}1]", "1,".repeat(items));
+            Expression::read(text).unwrap().make(&facts(many.as_bytes(), &headers))
+        };
+        assert!(made("payload.map(x, payload)", 1_000).unwrap_err().contains("more than a message may hold"));
+        assert!(made("payload.map(x, x)", MACRO_VALUES_MAX - 2).is_ok());
+        assert!(made("payload.map(x, x)", MACRO_VALUES_MAX).unwrap_err().contains("4096 values"));
+        assert!(made("payload", MACRO_VALUES_MAX).is_ok());
         let large = vec![b' '; PAYLOAD_MAX_BYTES + 1];
         assert!(Expression::read("true").unwrap().holds(&facts(&large, &headers)).is_err());
     }

@@ -131,6 +131,7 @@ const NOT_TRIED: &[(&str, &str)] = &[
     ("modules/router/src/hub/worker.rs", "is it JSON? bounded, and thrown away"),
     ("bus/src/command.rs", "`Reply` of a module on a node: messages_of_rules"),
     ("modules/sync/src/hub.rs", "Lineage: messages_of_desired_state"),
+    ("schemas/src/topic.rs", "words of an object that the API has read as JSON"),
     ("cloud-hub/src/config.rs", "the operator's file, as TOML"),
     ("cli/src/diverged.rs", "Diverged: messages_of_desired_state"),
     ("cli/src/ask.rs", "`Reply` of a module of the hub: what_the_ledger_reads, messages_of_desired_state"),
@@ -174,7 +175,8 @@ fn every_decoder_is_tried() {
     let all: String = found.iter().map(|(_, text)| text.as_str()).collect();
     let mut complaints = Vec::new();
     for (file, text) in found.iter().filter(|(file, _)| file.contains("/src/")) {
-        let plain = text.split("#[cfg(test)]").next().unwrap_or_default();
+        // `Vec::extend_from_slice` reads nothing.
+        let plain = text.split("#[cfg(test)]").next().unwrap_or_default().replace("extend_from_slice(", "");
         let reads = MARKS.iter().find(|mark| plain.contains(*mark));
         let listed = TRIED.iter().any(|(row, _)| row == file) || NOT_TRIED.iter().any(|(row, _)| row == file);
         match reads {
