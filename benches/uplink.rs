@@ -59,7 +59,7 @@ pub struct Arrivals {
 impl Arrivals {
     /// Of `subject` in the hub's FROM.
     pub async fn of(cluster: &Cluster, subject: String) -> anyhow::Result<Self> {
-        Ok(Self { stream: cluster.hub_js(Account::Work).await?.get_stream("FROM").await?, subject })
+        Ok(Self { stream: cluster.hub_js(Account::Control).await?.get_stream("FROM").await?, subject })
     }
 
     /// Waits until all are there.
@@ -82,7 +82,7 @@ impl Arrivals {
     /// Messages each second from the first stored one to the last, by the hub server's clock, and whether each came once.
     /// The first batch is left out of the count, as its beginning is not seen.
     pub async fn rate(&self, cluster: &Cluster) -> anyhow::Result<f64> {
-        let stored = cluster.stored(Account::Work, "FROM", &self.subject).await?;
+        let stored = cluster.stored(Account::Control, "FROM", &self.subject).await?;
         let mut numbers: Vec<u64> = stored.iter().filter_map(|of| number(&of.payload)).collect();
         numbers.sort_unstable();
         numbers.dedup();

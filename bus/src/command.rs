@@ -2,6 +2,11 @@
 //!
 //! The answer comes on a subject among the node's own (`ew.str.<node>.`): no node may write to an inbox of the hub's (see
 //! [`crate::identity`]). The asker's flows need [`crate::flow::Flow::stream`] for it.
+//!
+//! Every command has a reply subject, also one that nobody waits for the answer of: by it a node knows that it is the hub's.
+//! A node that is not to be trusted can have the hub's server put what it stored, as it likes, to another node's subjects,
+//! by naming them as the reply subject when it reads it (measured with 2.15.1: its own cursor, without the server's headers).
+//! Such a message has no reply subject, or an acknowledgement's ([`is_genuine`]).
 
 use std::time::Duration;
 
@@ -15,6 +20,16 @@ use serde::de::DeserializeOwned;
 
 use crate::connection::Bus;
 use crate::stream::new_session;
+
+/// Is that the subject of a command?
+pub(crate) fn is_one(subject: &str) -> bool {
+    subject.starts_with("ew.cmd.")
+}
+
+/// Can a message that came on a command's subject be the hub's?
+pub(crate) fn is_genuine(reply: Option<&str>) -> bool {
+    reply.is_some_and(|reply| reply.starts_with("ew.str.") || reply.starts_with("_INBOX."))
+}
 
 /// Asks, and waits for the answer. A node that is not there is told at once if its link is known to be down, otherwise by
 /// the time.

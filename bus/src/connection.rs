@@ -232,6 +232,11 @@ impl Bus {
         }
     }
 
+    /// Can there be streams here? At the hub they are all in what is called CONTROL there.
+    pub(crate) fn has_streams(&self) -> bool {
+        self.account == Account::Control || self.domain != schemas::subject::DOMAIN_HUB
+    }
+
     /// The account it is in.
     pub fn account(&self) -> Account {
         self.account

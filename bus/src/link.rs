@@ -251,17 +251,25 @@ async fn direct(
             }
             _ => {}
         }
+        let said = |name: &str| said_by_server(message.headers.as_ref(), name);
+        let sequence = said("Nats-Sequence").and_then(|text| text.parse().ok());
+        let (Some(sequence), Some(subject)) = (sequence, said("Nats-Subject").map(str::to_owned)) else {
+            continue;
+        };
+        let is_last = said("Nats-Num-Pending") == Some("0");
         let mut headers = from_nats(message.headers.as_ref());
-        let sequence = headers.remove("Nats-Sequence").and_then(|text| text.parse().ok());
-        let subject = headers.remove("Nats-Subject");
-        let pending = headers.remove("Nats-Num-Pending");
-        let (Some(sequence), Some(subject)) = (sequence, subject) else { continue };
         headers.retain(|name, _| !name.starts_with("Nats-"));
         stored.push(Stored { sequence, subject, headers, payload: message.payload });
-        if pending.as_deref() == Some("0") {
+        if is_last {
             return Ok(stored);
         }
     }
+}
+
+/// A header that the server gave a stored message. It stands behind those of the sender, who may have written one of the same
+/// name: the first would be his word for where the message stands and what its subject is.
+fn said_by_server<'a>(headers: Option<&'a async_nats::HeaderMap>, name: &str) -> Option<&'a str> {
+    headers?.get_last(name).map(async_nats::HeaderValue::as_str)
 }
 
 /// First and last sequence of one of the node's own streams, and when it was made (its generation).
@@ -326,8 +334,8 @@ pub async fn cursor(
         Some(404) => Ok(None),
         Some(code) if code >= 400 => Err(lost(answer.description.unwrap_or_default())),
         _ => {
-            let headers = from_nats(answer.headers.as_ref());
-            let revision = headers.get("Nats-Sequence").and_then(|text| text.parse().ok());
+            let revision = said_by_server(answer.headers.as_ref(), "Nats-Sequence");
+            let revision = revision.and_then(|text| text.parse().ok());
             let revision = revision.ok_or_else(|| lost("a cursor without its sequence"))?;
             Ok(Some((revision, answer.payload.to_vec())))
         }
@@ -466,6 +474,15 @@ pub async fn ack_floor(bus: &Bus, stream: &str, durable: &str) -> Result<u64, Li
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_a_message_stands_is_the_servers_word_not_the_senders() {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.append("Nats-Sequence", "77");
+        headers.append("Nats-Sequence", "1");
+        assert_eq!(said_by_server(Some(&headers), "Nats-Sequence"), Some("1"));
+        assert_eq!(said_by_server(Some(&headers), "Nats-Subject"), None);
+    }
 
     #[test]
     fn answers_of_the_server_are_read_whatever_they_are() {

@@ -151,7 +151,7 @@ pub const TABLE: &[Row] = &[
     ),
     stream(
         Place::Hub,
-        Account::Work,
+        Account::Control,
         subject::STREAM_FROM,
         &["from.>", "from-bulk.>", "_cursor.>"],
         1024,

@@ -19,7 +19,7 @@ use bus::connection::{Bus, Connector, Handles};
 use bus::durable::Durable;
 use bus::flow::Flow;
 use bus::link::ack_floor;
-use bus::module::{Account, Effect, Expect, Input, Module, Rim, WriteError};
+use bus::module::{Account, Effect, Expect, Input, Module, Never, NoRim, Rim, WriteError};
 use bus::provision::{Place, provision};
 use bus::runner::{Spec, run};
 use schemas::Timestamp;
@@ -193,6 +193,65 @@ async fn what_failed_comes_again_and_is_acknowledged_when_it_is_done() {
     assert!(seen.attempts.try_recv().is_err(), "what is done does not come again");
     seen.stop.cancel();
     drop(seen.ground);
+}
+
+/// Tells what it hears; asked to, it gives a command.
+struct Hearer(UnboundedSender<String>);
+
+const COMMAND: &str = "ew.cmd.n1.probe.go";
+
+impl Module for Hearer {
+    type Act = Never;
+    type Done = Never;
+
+    fn apply(&mut self, input: Input<Never>, _now: Timestamp) -> Vec<Effect<Never>> {
+        match input {
+            Input::Message(message) if message.subject == COMMAND => {
+                self.0.send(String::from_utf8(message.payload).unwrap()).unwrap();
+                Vec::new()
+            }
+            Input::Message(message) => vec![Effect::Publish {
+                account: message.account,
+                subject: COMMAND.to_owned(),
+                headers: message.headers,
+                payload: message.payload,
+            }],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A server can be made to say what somebody likes on any subject, but not with a reply subject that is the hub's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_not_the_hubs_is_not_followed() {
+    let (ground, bus) = Ground::new().await;
+    let (durable, _) = Durable::open(&ground.store()).unwrap();
+    let flows = vec![
+        Flow::subscribe(COMMAND, "text"),
+        Flow::subscribe("ew.local.probe.say", "text"),
+        Flow::publish(COMMAND, "text"),
+    ];
+    let handles = ground.connector.handles(NAME, &flows).await.unwrap();
+    let (tell, mut told) = unbounded_channel();
+    let (stop, running) = (CancellationToken::new(), tokio::sync::oneshot::channel());
+    let until = stop.clone();
+    tokio::spawn(async move {
+        let spec = Spec { name: NAME, flows, tick: Duration::from_secs(3600) };
+        run(&spec, Hearer(tell), NoRim, handles, &durable, until, || running.0.send(()).unwrap())
+            .await
+            .unwrap();
+    });
+    running.1.await.unwrap();
+    let client = bus.client();
+    client.publish(COMMAND, "without a reply subject".into()).await.unwrap();
+    for reply in ["$JS.ACK.KV_desired.node_n2.1.1.1.1.0", "ew.cmd.n1.probe.x"] {
+        client.publish_with_reply(COMMAND, reply, reply.into()).await.unwrap();
+    }
+    client.publish_with_reply(COMMAND, "ew.str.n1.session", "asked".into()).await.unwrap();
+    assert_eq!(next(&mut told, "what is asked").await, "asked");
+    client.publish("ew.local.probe.say", "by a module".into()).await.unwrap();
+    assert_eq!(next(&mut told, "what a module commands").await, "by a module");
+    stop.cancel();
 }
 
 #[tokio::test(flavor = "multi_thread")]

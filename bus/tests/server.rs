@@ -226,7 +226,6 @@ async fn a_node_does_its_own_work_across_the_leaf_and_nothing_else() {
         ask(&control, pull("n2"), r#"{"batch":1,"no_wait":true}"#).await.is_none(),
         "a node pulled another's"
     );
-    assert!(ask(&control, "$JS.hub.API.INFO", "").await.is_some());
 
     // An atomic batch that ends with the cursor, under compare-and-set.
     let cursor = "ew.in.n1._cursor.state";
@@ -263,6 +262,104 @@ async fn a_node_does_its_own_work_across_the_leaf_and_nothing_else() {
     }
     hub.server.stop().await.unwrap();
     edge.stop().await.unwrap();
+}
+
+/// The server does not look at the reply subject that somebody names, so what it answers a node must have nowhere to go.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_hub_answers_a_node_gets_nowhere_that_the_node_may_not_write() {
+    let ground = Ground::new("answers");
+    let hub = Hub::start(&ground).await;
+    let admin = hub.client(Account::Control, "admin", &Permissions::full()).await;
+    let js = jetstream::new(admin.clone());
+    for (name, subjects) in [
+        ("UP", vec!["ew.in.>"]),
+        ("KV_objects", vec!["$KV.objects.>"]),
+        ("KV_desired", vec!["$KV.desired.>"]),
+        ("AUDIT", vec!["ew.audit.>"]),
+        (subject::STREAM_FROM, vec!["from.>", "_cursor.>"]),
+    ] {
+        let subjects = subjects.into_iter().map(str::to_owned).collect();
+        let config =
+            stream::Config { name: name.to_owned(), subjects, allow_direct: true, ..Default::default() };
+        js.create_stream(config).await.unwrap();
+    }
+    let other_lane = subject::cursor(&node("n2"), subject::Lane::Workload);
+    let kept = ["$KV.objects.a", "ew.in.n2._cursor.state", "ew.audit.done.x", other_lane.as_str()];
+    for subject in kept.into_iter().chain(["$KV.desired.n1.a"]) {
+        js.publish(subject.to_owned(), "kept".into()).await.unwrap().await.unwrap();
+    }
+    let stream = js.get_stream("KV_desired").await.unwrap();
+    let config = consumer::pull::Config {
+        durable_name: Some(subject::desired_consumer(&node("n1"))),
+        ..Default::default()
+    };
+    stream.create_consumer(config).await.unwrap();
+    let mut beats = admin.subscribe("ew.hb.*").await.unwrap();
+    let answering = admin.clone();
+    tokio::spawn(async move {
+        while let Some(beat) = beats.next().await {
+            answering.publish(beat.reply.unwrap(), "of a module".into()).await.unwrap();
+        }
+    });
+
+    let taken = leaf(&ground, "n1", Some(hub.enrol("n1").0)).await;
+    let other = leaf(&ground, "n2", Some(hub.enrol("n2").0)).await;
+    let control = on_leaf(&taken, "taken-control", Account::Control, "n1").await;
+    let work = on_leaf(&taken, "taken-work", Account::Work, "n1").await;
+    let mut told =
+        on_leaf(&other, "other", Account::Control, "n2").await.subscribe("ew.cmd.n2.>").await.unwrap();
+    // What it says itself may be anything.
+    ask_until(&control, "ew.in.n1._cursor.state", "forged").await;
+    ask_until(&work, "from.n1.default.x", "forged").await;
+    let lane = subject::cursor(&node("n1"), subject::Lane::Workload);
+    ask_until(&work, &lane, "forged").await;
+
+    let read_control = "$JS.hub.API.DIRECT.GET.UP.ew.in.n1._cursor.state";
+    let read_work = format!("$JS.hub.API.DIRECT.GET.FROM.{lane}");
+    let pull = "$JS.hub.API.CONSUMER.MSG.NEXT.KV_desired.node_n1";
+    let to = kept.into_iter().chain([
+        "$JS.API.STREAM.DELETE.KV_objects",
+        "$JS.hub.API.STREAM.PURGE.AUDIT",
+        "ew.cmd.n2.containers.exec",
+    ]);
+    for to in to {
+        for (client, subject, body) in [
+            (&control, "ew.in.n1.state.ew.rep.x.y.z", "forged"),
+            (&control, read_control, ""),
+            // The same without the server's headers: all of it is the node's own word.
+            (&control, read_control, r#"{"no_hdr":true}"#),
+            (&control, pull, r#"{"batch":1,"no_wait":true}"#),
+            (&control, "ew.hb.n1", ""),
+            (&work, "from.n1.default.x", "forged"),
+            (&work, read_work.as_str(), r#"{"no_hdr":true}"#),
+        ] {
+            client.publish_with_reply(subject.to_owned(), to.to_owned(), body.into()).await.unwrap();
+        }
+    }
+    // Both links have taken all of it when the answer to the last comes.
+    ask_until(&control, "ew.in.n1._cursor.state", "last").await;
+    ask_until(&work, &lane, "last").await;
+    ask_until(&control, "ew.hb.n1", "").await;
+    for subject in kept {
+        for name in ["UP", "KV_objects", "AUDIT", subject::STREAM_FROM] {
+            let stream = js.get_stream(name).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+            if let Ok(message) = stream.get_last_raw_message_by_subject(subject).await {
+                assert_eq!(message.payload, "kept", "{subject}");
+            }
+        }
+    }
+    // The other node hears what it is told by nobody, and can tell: the hub's commands have a reply subject.
+    let mut heard = 0;
+    while let Ok(Some(message)) = tokio::time::timeout(NEVER, told.next()).await {
+        let reply = message.reply.as_deref().unwrap_or_default();
+        assert!(reply.is_empty() || reply.starts_with("$JS.ACK."), "{message:?}");
+        heard += 1;
+    }
+    assert!(heard > 0, "the server was not made to say anything: what was tried was not tried");
+    for server in [taken, other] {
+        server.stop().await.unwrap();
+    }
+    hub.server.stop().await.unwrap();
 }
 
 /// Publishes one message and the cursor as an atomic batch; the answer to the commit.
@@ -324,7 +421,7 @@ async fn workloads_of_two_nodes_hear_each_other_on_app_alone() {
     });
     futures::future::join_all(checks).await;
     // What is stored below `up.` crosses by its own name at the hub, with its cursor.
-    let js = jetstream::new(at_hub.clone());
+    let js = jetstream::new(hub.client(Account::Control, "streams", &Permissions::full()).await);
     js.create_stream(stream::Config {
         name: subject::STREAM_FROM.into(),
         subjects: vec!["_cursor.>".into(), "from.>".into()],
@@ -633,6 +730,82 @@ async fn users_come_and_go_without_dropping_the_others_and_survive() {
     assert_eq!(edge.user("pod-0").await.as_ref(), Some(&pods[0]));
     assert!(try_login(&edge, &pods[0], "x").await.is_some());
     assert!(try_login(&edge, &pods[1], "x").await.is_none());
+    edge.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_message_is_read_is_what_the_server_says_not_its_sender() {
+    let ground = Ground::new("headers");
+    let edge = leaf(&ground, "n1", None).await;
+    let user = User::new("sync", Account::Work, Permissions::full());
+    edge.put_users(vec![user.clone()]).await.unwrap();
+    let login = Login::Password { user: user.name, password: user.password };
+    let bus = dial(edge.url(), None, login, "sync", "_INBOX.n1.sync".into(), Account::Work, "edge-n1")
+        .await
+        .unwrap();
+    let js = jetstream::new(bus.client().clone());
+    let uplink = stream::Config {
+        name: "UPLINK".into(),
+        subjects: vec!["up.>".into()],
+        allow_direct: true,
+        ..Default::default()
+    };
+    js.create_stream(uplink).await.unwrap();
+    for n in 1..=3 {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Sequence", "77");
+        headers.insert("Nats-Subject", "up.other.forged");
+        headers.insert("Nats-Num-Pending", "0");
+        headers.insert("Nats-Stream", "OTHER");
+        js.publish_with_headers(format!("up.demo.{n}"), headers, "x".into()).await.unwrap().await.unwrap();
+    }
+    let read = bus::link::read(&bus, "UPLINK", "up.>", 1, 1 << 20).await.unwrap();
+    let found: Vec<_> = read.iter().map(|stored| (stored.sequence, stored.subject.as_str())).collect();
+    assert_eq!(found, [(1, "up.demo.1"), (2, "up.demo.2"), (3, "up.demo.3")]);
+    assert!(read.iter().all(|stored| stored.headers.is_empty()));
+    edge.stop().await.unwrap();
+}
+
+/// To be heard by oneself, with a reply subject of one's choice, must give no right to publish there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_asks_itself_may_say_no_more_than_before() {
+    let ground = Ground::new("itself");
+    let edge = leaf(&ground, "n1", None).await;
+    let judge = on_leaf(&edge, "judge", Account::Work, "judge").await;
+    let js = jetstream::new(judge.clone());
+    let uplink =
+        stream::Config { name: "UPLINK".into(), subjects: vec!["up.>".into()], ..Default::default() };
+    js.create_stream(uplink).await.unwrap();
+    let mut elsewhere = judge.subscribe("app.other.>").await.unwrap();
+    judge.flush().await.unwrap();
+    let own = Permissions {
+        publish_allow: vec!["app.demo.>".into()],
+        subscribe_allow: vec!["app.demo.>".into(), "_INBOX.pod.>".into()],
+    };
+    let pod = User::new("pod", Account::Work, own);
+    edge.put_users(vec![pod.clone()]).await.unwrap();
+    let pod = login(&edge, &pod, "pod").await;
+    let mut heard = pod.subscribe("app.demo.itself").await.unwrap();
+    for (reply, body) in [
+        ("$JS.API.STREAM.CREATE.MINE", r#"{"name":"MINE","subjects":["app.>"]}"#),
+        ("$JS.API.STREAM.DELETE.UPLINK", ""),
+        ("app.other.x", "x"),
+    ] {
+        pod.publish_with_reply("app.demo.itself", reply, "".into()).await.unwrap();
+        let asked = tokio::time::timeout(SOON, heard.next()).await.unwrap().unwrap();
+        pod.publish(asked.reply.unwrap(), body.to_owned().into()).await.unwrap();
+    }
+    // Who answers another is heard; by then all of it was dealt with.
+    let answering = pod.clone();
+    tokio::spawn(async move {
+        while let Some(asked) = heard.next().await {
+            answering.publish(asked.reply.unwrap(), "answered".into()).await.unwrap();
+        }
+    });
+    assert_eq!(ask_until(&judge, "app.demo.itself", "").await.payload, "answered");
+    let names: Vec<String> = futures::TryStreamExt::try_collect(js.stream_names()).await.unwrap();
+    assert_eq!(names, ["UPLINK"]);
+    assert!(tokio::time::timeout(NEVER, elsewhere.next()).await.is_err(), "it spoke in another namespace");
     edge.stop().await.unwrap();
 }
 

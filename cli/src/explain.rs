@@ -101,10 +101,12 @@ pub fn explain(subject: &str, origin: &Origin, pod: Option<&Pod>) -> Explanation
     Explanation {
         class: match class {
             Some(class) => format!("{}: {}", class.word, class.plain()),
+            None if raised(subject).is_some_and(Lane::is_alone) => {
+                "none: what came up from a node, at the hub".to_owned()
+            }
             None if account == Account::Control => {
                 "none: Edgewire's own (docs/flows.md has its meaning)".to_owned()
             }
-            None if raised(subject).is_some() => "none: what came up from a node, at the hub".to_owned(),
             None => format!(
                 "none: {} is no class; live, to whoever listens on that server",
                 subject.split('.').next().unwrap_or_default()
@@ -213,7 +215,7 @@ fn crosses(subject: &str, account: Account, class: Option<&Class>, origin: &Orig
         of == account && subject::matches(lane.filter(), subject)
     });
     if let Some((lane, raised)) = lane.and_then(|lane| Some((lane, subject::raised(node, lane, subject)?))) {
-        let there = row(&raised, account, Place::Hub).map(bound).unwrap_or_default();
+        let there = row(&raised, Account::Control, Place::Hub).map(bound).unwrap_or_default();
         return format!("to the hub as {raised}, in the lane {}; there in {there}", lane.as_str());
     }
     let (control, work) = node_permissions(node);

@@ -124,12 +124,11 @@ pub fn connector(server: &HubServer, keys: Arc<HubKeys>, tls: &Tls) -> Connector
 
 /// Makes the hub's streams and buckets. Gives a connection that may begin the epoch, and how far the streams had come.
 async fn provision_all(connector: &Connector) -> anyhow::Result<(Bus, Streams)> {
+    let permissions = provision::permissions(&connector.domain);
+    let bus = connector.connect_with("provision", permissions, Account::Control).await?;
+    provision::provision(&bus, Place::Hub).await?;
     let mut streams = Streams::new();
-    for account in [Account::Control, Account::Work] {
-        let permissions = provision::permissions(&connector.domain);
-        let bus = connector.connect_with("provision", permissions, account).await?;
-        provision::provision(&bus, Place::Hub).await?;
-        let of = if account == Account::Control { subject::STREAM_UP } else { subject::STREAM_FROM };
+    for of in [subject::STREAM_UP, subject::STREAM_FROM] {
         let state = bus::link::state(&bus, of).await?;
         streams.insert(of.to_owned(), (state.generation, state.last_sequence));
     }

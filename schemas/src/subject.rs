@@ -15,6 +15,8 @@ use crate::name::{Namespace, NodeName};
 pub const ACCOUNT_CONTROL: &str = "CONTROL";
 /// Account of workloads and devices.
 pub const ACCOUNT_WORK: &str = "WORK";
+/// Account of the hub's own streams and modules, which call it CONTROL: nodes end in another of that name.
+pub const ACCOUNT_HUB: &str = "HUB";
 /// The server's own account.
 pub const ACCOUNT_SYS: &str = "SYS";
 
@@ -468,7 +470,7 @@ pub fn module_state(node: &str, module: &str) -> String {
 pub fn account_of(subject: &str) -> Option<&'static str> {
     match subject.split('.').next().unwrap_or("") {
         "*" | ">" => None,
-        "ew" | "$KV" | "$JS" | "$O" => Some(ACCOUNT_CONTROL),
+        "ew" | "$KV" | "$JS" | "$O" | "from" | "from-bulk" | "_cursor" => Some(ACCOUNT_CONTROL),
         _ => Some(ACCOUNT_WORK),
     }
 }

@@ -1,8 +1,13 @@
 //! Allow-lists. What is not on them is refused by the server, so a forgotten subject is closed, not open.
 //!
-//! A client's answers need no entry: whoever hears a request may answer it, a few times and for a while ([`RESPONSES_MAX`],
+//! A module's answers need no entry: it may answer what it hears, a few times and for a while ([`RESPONSES_MAX`],
 //! [`RESPONSES_TTL`]). Across a leaf this does not hold (measured with 2.15.1: the node's server drops the answer), so the
 //! hub asks a node with a reply subject among the node's own (`ew.str.<node>.`), and no node may write to another's inbox.
+//!
+//! Nobody else has that right. The server does not look at the reply subject of what somebody publishes, so two who may talk
+//! to each other (or one, to itself) could give each other the right to publish anything (measured: a pod had UPLINK deleted
+//! so). Who answers in WORK may write to inboxes instead, all of them: nobody hears another's, and their names are made by
+//! chance.
 
 use std::time::Duration;
 
@@ -11,10 +16,15 @@ use schemas::subject::{self, Lane};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::module::Account;
+
 /// How many answers one request allows.
 pub const RESPONSES_MAX: u32 = 16;
 /// How long after a request it may be answered.
 pub const RESPONSES_TTL: Duration = Duration::from_secs(120);
+
+/// Everybody's inboxes.
+const INBOXES: &str = "_INBOX.>";
 
 /// What a user may publish to and subscribe to. An empty list allows nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,19 +41,33 @@ impl Permissions {
         Self { publish_allow: vec![">".to_owned()], subscribe_allow: vec![">".to_owned()] }
     }
 
-    /// As the fields of a user's token.
-    pub(super) fn claims(&self) -> (Value, Value, Value) {
-        let ttl_ns = u64::try_from(RESPONSES_TTL.as_nanos()).unwrap_or(u64::MAX);
-        (list(&self.publish_allow), list(&self.subscribe_allow), json!({"max": RESPONSES_MAX, "ttl": ttl_ns}))
+    /// As claims of a user's token; with `answers`, it may answer what it hears.
+    pub(super) fn claims(&self, answers: bool) -> Vec<(String, Value)> {
+        let mut claims = vec![
+            ("pub".to_owned(), list(&self.publish_allow)),
+            ("sub".to_owned(), list(&self.subscribe_allow)),
+        ];
+        if answers {
+            let ttl_ns = u64::try_from(RESPONSES_TTL.as_nanos()).unwrap_or(u64::MAX);
+            claims.push(("resp".to_owned(), json!({"max": RESPONSES_MAX, "ttl": ttl_ns})));
+        }
+        claims
     }
 
-    /// As the `permissions` block of a user in a server's configuration.
-    pub(crate) fn config(&self) -> Value {
-        json!({
-            "publish": list(&self.publish_allow),
-            "subscribe": list(&self.subscribe_allow),
-            "allow_responses": {"max": RESPONSES_MAX, "expires": format!("{}s", RESPONSES_TTL.as_secs())},
-        })
+    /// As the `permissions` block of a user of that account in a server's configuration.
+    pub(crate) fn config(&self, account: Account) -> Value {
+        let subscribe = list(&self.subscribe_allow);
+        match account {
+            Account::Control => json!({
+                "publish": list(&self.publish_allow),
+                "subscribe": subscribe,
+                "allow_responses": {"max": RESPONSES_MAX, "expires": format!("{}s", RESPONSES_TTL.as_secs())},
+            }),
+            Account::Work => {
+                let publish = [self.publish_allow.as_slice(), &[INBOXES.to_owned()]].concat();
+                json!({"publish": list(&publish), "subscribe": subscribe})
+            }
+        }
     }
 }
 
@@ -70,7 +94,6 @@ pub fn node_permissions(node: &NodeName) -> (Permissions, Permissions) {
             subject::heartbeat(node),
             subject::stream_up(node, ">"),
             subject::module_state(node.as_str(), "*"),
-            api("INFO"),
             api(&format!("CONSUMER.MSG.NEXT.{desired}.{consumer}")),
             // Both forms of an acknowledgement; the longer one names the stream's domain and account hash.
             format!("$JS.ACK.{desired}.{consumer}.>"),
@@ -99,8 +122,20 @@ mod tests {
 
     #[test]
     fn nothing_allowed_is_everything_denied() {
-        assert_eq!(Permissions::default().config()["publish"], json!({"deny": [">"]}));
-        assert_eq!(Permissions::full().config()["publish"], json!({"allow": [">"]}));
+        assert_eq!(Permissions::default().config(Account::Control)["publish"], json!({"deny": [">"]}));
+        assert_eq!(Permissions::full().config(Account::Control)["publish"], json!({"allow": [">"]}));
+    }
+
+    #[test]
+    fn nobody_but_a_module_gets_rights_by_being_asked() {
+        let nothing = Permissions::default();
+        assert!(nothing.config(Account::Control).get("allow_responses").is_some());
+        let in_work = nothing.config(Account::Work);
+        assert_eq!(in_work.get("allow_responses"), None);
+        assert_eq!(in_work["publish"], json!({"allow": ["_INBOX.>"]}));
+        for answers in [true, false] {
+            assert_eq!(nothing.claims(answers).iter().any(|(name, _)| name == "resp"), answers);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
 use nkeys::KeyPair;
 use schemas::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512_256};
 
 use super::{IdentityError, Permissions};
@@ -30,17 +30,44 @@ pub fn operator(
     sign(key, &key.public_key(), name, nats, None, now)
 }
 
-/// An account's token. With `jetstream`, streams of any size: their bounds stand in the table of streams.
+/// What an account has, gives and takes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Terms {
+    /// Streams, of any size: their bounds stand in the table of streams.
+    pub streams: bool,
+    /// What other accounts may use of it.
+    pub exports: Vec<Value>,
+    /// What it uses of others.
+    pub imports: Vec<Value>,
+}
+
+impl Terms {
+    /// Does an account's token state them?
+    pub fn are_of(&self, token: &str) -> bool {
+        let claims = claims(token).unwrap_or_default();
+        let list = |name: &str| -> Vec<Value> {
+            claims.pointer(name).and_then(Value::as_array).cloned().unwrap_or_default()
+        };
+        let streams = claims.pointer("/nats/limits/disk_storage").and_then(Value::as_i64) == Some(-1);
+        self.streams == streams
+            && self.exports == list("/nats/exports")
+            && self.imports == list("/nats/imports")
+    }
+}
+
+/// An account's token.
 pub fn account(
     operator: &KeyPair,
     public_key: &str,
     name: &str,
-    jetstream: bool,
+    terms: &Terms,
     revocations: &Revocations,
     now: Timestamp,
 ) -> Result<String, IdentityError> {
-    let storage = if jetstream { -1 } else { 0 };
+    let storage = if terms.streams { -1 } else { 0 };
     let nats = json!({
+        "exports": terms.exports,
+        "imports": terms.imports,
         "limits": {
             "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
             "conn": -1, "leaf": -1,
@@ -54,21 +81,22 @@ pub fn account(
     sign(operator, public_key, name, nats, None, now)
 }
 
-/// A user's token. It cannot be used without the user's own key, which never leaves its machine.
+/// A user's token; with `answers`, it may answer what it hears. It cannot be used without the user's own key, which never
+/// leaves its machine.
 pub fn user(
     account: &KeyPair,
     public_key: &str,
     name: &str,
     permissions: &Permissions,
+    answers: bool,
     expires: Option<Timestamp>,
     now: Timestamp,
 ) -> Result<String, IdentityError> {
-    let (publish, subscribe, responses) = permissions.claims();
-    let nats = json!({
-        "pub": publish, "sub": subscribe, "resp": responses,
-        "subs": -1, "data": -1, "payload": -1,
-        "type": "user", "version": 2,
-    });
+    let limits = ["subs", "data", "payload"].map(|limit| (limit.to_owned(), json!(-1)));
+    let kind = [("type".to_owned(), json!("user")), ("version".to_owned(), json!(2))];
+    let nats: Map<String, Value> =
+        permissions.claims(answers).into_iter().chain(limits).chain(kind).collect();
+    let nats = Value::Object(nats);
     sign(account, public_key, name, nats, expires, now)
 }
 
@@ -130,6 +158,7 @@ mod tests {
             &user_key.public_key(),
             "n1",
             &Permissions::default(),
+            false,
             Some(Timestamp(9_000)),
             Timestamp(5_000),
         )

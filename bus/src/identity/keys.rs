@@ -1,7 +1,9 @@
 //! The hub's keys: one operator, one key for each account, kept as files that only their owner reads.
 //!
 //! The accounts' tokens are kept too and signed anew only when they change, so that an unchanged hub starts with an
-//! unchanged configuration (and its running server can be adopted).
+//! unchanged configuration (and its running server can be adopted). How the accounts stand to each other: `accounts.rs`.
+//! Hubs before that had their streams in CONTROL and WORK and know nothing of HUB; their tokens (`CONTROL.jwt`) are left as
+//! they are, so that one can go back to them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -9,8 +11,9 @@ use std::time::Duration;
 
 use nkeys::{KeyPair, KeyPairType};
 use schemas::Timestamp;
-use schemas::subject::{ACCOUNT_CONTROL, ACCOUNT_SYS, ACCOUNT_WORK};
+use schemas::subject::{ACCOUNT_CONTROL, ACCOUNT_HUB, ACCOUNT_SYS, ACCOUNT_WORK};
 
+use super::accounts::Role;
 use super::files::{read_text, write_text};
 use super::{IdentityError, Permissions, jwt};
 use crate::module::Account;
@@ -26,6 +29,7 @@ pub struct HubKeys {
     operator: KeyPair,
     operator_token: String,
     sys: AccountKey,
+    hub: AccountKey,
     control: AccountKey,
     work: AccountKey,
 }
@@ -33,6 +37,7 @@ pub struct HubKeys {
 #[derive(Debug)]
 struct AccountKey {
     name: &'static str,
+    terms: jwt::Terms,
     key: KeyPair,
     dir: PathBuf,
     state: Mutex<AccountState>,
@@ -48,9 +53,12 @@ impl HubKeys {
     /// Reads the keys in `dir`, making what is missing.
     pub fn load_or_create(dir: &Path) -> Result<Self, IdentityError> {
         let operator = key(dir, "operator", KeyPairType::Operator)?;
-        let sys = AccountKey::load(dir, ACCOUNT_SYS, &operator)?;
-        let control = AccountKey::load(dir, ACCOUNT_CONTROL, &operator)?;
-        let work = AccountKey::load(dir, ACCOUNT_WORK, &operator)?;
+        let hub_key = key(dir, ACCOUNT_HUB, KeyPairType::Account)?.public_key();
+        let load = |name, role| AccountKey::load(dir, name, role, &hub_key, &operator);
+        let sys = load(ACCOUNT_SYS, Role::Server)?;
+        let hub = load(ACCOUNT_HUB, Role::Hub)?;
+        let control = load(ACCOUNT_CONTROL, Role::Control)?;
+        let work = load(ACCOUNT_WORK, Role::Work)?;
         let file = dir.join("operator.jwt");
         let operator_token = match read_text(&file)? {
             Some(token) if is_of(&token, &operator, &operator.public_key()) => token,
@@ -60,7 +68,7 @@ impl HubKeys {
                 token
             }
         };
-        Ok(Self { operator, operator_token, sys, control, work })
+        Ok(Self { operator, operator_token, sys, hub, control, work })
     }
 
     /// The operator's token, for the server's configuration.
@@ -75,10 +83,16 @@ impl HubKeys {
 
     /// Public key and token of every account, for the server's configuration.
     pub fn accounts(&self) -> Vec<(String, String)> {
-        [&self.sys, &self.control, &self.work].map(|a| (a.key.public_key(), a.lock().token.clone())).to_vec()
+        let all = [&self.sys, &self.hub, &self.control, &self.work];
+        all.map(|a| (a.key.public_key(), a.lock().token.clone())).to_vec()
     }
 
-    /// Signs a user of `account` whose key pair is elsewhere: the enrolment of a node.
+    /// Public keys of the accounts in which hubs had their streams before HUB was, and HUB's own.
+    pub(crate) fn homes(&self) -> ([String; 2], String) {
+        ([&self.control, &self.work].map(|a| a.key.public_key()), self.hub.key.public_key())
+    }
+
+    /// Signs a user whose key pair is elsewhere, of the account in which the nodes' `account` ends: the enrolment of a node.
     pub fn user(
         &self,
         account: Account,
@@ -88,18 +102,19 @@ impl HubKeys {
         expires: Option<Timestamp>,
     ) -> Result<String, IdentityError> {
         check_user_key(public_key)?;
-        let signer = &self.account(account).key;
-        jwt::user(signer, public_key, name, permissions, expires, Timestamp::now())
+        let signer = &self.linked(account).key;
+        jwt::user(signer, public_key, name, permissions, false, expires, Timestamp::now())
     }
 
-    /// Makes a user of `account` with a key of its own: its token and the seed of its key.
+    /// Makes a user at the hub, with a key of its own: its token and the seed of its key. What the hub's modules and tools
+    /// call CONTROL is HUB.
     pub fn mint(
         &self,
         account: Account,
         name: &str,
         permissions: &Permissions,
     ) -> Result<(String, String), IdentityError> {
-        self.account(account).mint(name, permissions)
+        self.own(account).mint(name, permissions)
     }
 
     /// As [`HubKeys::mint`], as the text of a credentials file.
@@ -109,7 +124,7 @@ impl HubKeys {
         name: &str,
         permissions: &Permissions,
     ) -> Result<String, IdentityError> {
-        self.account(account).creds(name, permissions)
+        self.own(account).creds(name, permissions)
     }
 
     /// Credentials in the server's own account, for supervising it. They open everything: keep them in memory.
@@ -120,18 +135,43 @@ impl HubKeys {
     /// Revokes every token made so far for this user's key: kept on disk; the server learns it by [`HubKeys::push`].
     pub fn revoke(&self, account: Account, public_key: &str) -> Result<(), IdentityError> {
         check_user_key(public_key)?;
-        self.account(account).revoke(&self.operator, public_key)
+        self.linked(account).revoke(&self.operator, public_key)
     }
 
     /// Was this key revoked, ever?
     pub fn is_revoked(&self, account: Account, public_key: &str) -> bool {
-        self.account(account).lock().revocations.contains_key(public_key)
+        self.linked(account).lock().revocations.contains_key(public_key)
     }
 
-    /// Gives the running server the account's present token. `sys` is a client in the server's own account. Connections
-    /// of revoked users end within milliseconds.
-    pub async fn push(&self, sys: &async_nats::Client, account: Account) -> Result<(), IdentityError> {
-        let token = self.account(account).lock().token.clone();
+    /// Gives the running server the present tokens of the accounts in which nodes end. `sys` is a client in the server's own
+    /// account. Connections of revoked users end within milliseconds.
+    pub async fn push(&self, sys: &async_nats::Client) -> Result<(), IdentityError> {
+        for account in [&self.control, &self.work] {
+            account.push(sys).await?;
+        }
+        Ok(())
+    }
+
+    /// The account in which that of a node ends.
+    fn linked(&self, account: Account) -> &AccountKey {
+        match account {
+            Account::Control => &self.control,
+            Account::Work => &self.work,
+        }
+    }
+
+    /// The account that is so called at the hub.
+    fn own(&self, account: Account) -> &AccountKey {
+        match account {
+            Account::Control => &self.hub,
+            Account::Work => &self.work,
+        }
+    }
+}
+
+impl AccountKey {
+    async fn push(&self, sys: &async_nats::Client) -> Result<(), IdentityError> {
+        let token = self.lock().token.clone();
         let claims = |reason: &dyn ToString| IdentityError::Claims(reason.to_string());
         let request = sys.request("$SYS.REQ.CLAIMS.UPDATE", token.into());
         let answer = tokio::time::timeout(CLAIMS_TIMEOUT, request)
@@ -146,16 +186,18 @@ impl HubKeys {
         }
     }
 
-    fn account(&self, account: Account) -> &AccountKey {
-        match account {
-            Account::Control => &self.control,
-            Account::Work => &self.work,
-        }
-    }
-}
-
-impl AccountKey {
-    fn load(dir: &Path, name: &'static str, operator: &KeyPair) -> Result<Self, IdentityError> {
+    fn load(
+        dir: &Path,
+        name: &'static str,
+        role: Role,
+        hub_key: &str,
+        operator: &KeyPair,
+    ) -> Result<Self, IdentityError> {
+        let terms = jwt::Terms {
+            streams: role.has_streams(),
+            exports: role.exports(),
+            imports: role.imports(hub_key),
+        };
         let key = key(dir, name, KeyPairType::Account)?;
         let mut state = AccountState::default();
         let file = dir.join(format!("{name}.revoked.json"));
@@ -163,9 +205,13 @@ impl AccountKey {
             state.revocations = serde_json::from_str(&text)
                 .map_err(|error| IdentityError::key(file.display().to_string(), error))?;
         }
-        let this = Self { name, key, dir: dir.to_owned(), state: Mutex::new(AccountState::default()) };
+        let this = Self { name, terms, key, dir: dir.to_owned(), state: Mutex::new(AccountState::default()) };
         state.token = match read_text(&this.token_file())? {
-            Some(token) if is_of(&token, operator, &this.key.public_key()) && revokes(&token, &state) => {
+            Some(token)
+                if is_of(&token, operator, &this.key.public_key())
+                    && revokes(&token, &state)
+                    && this.terms.are_of(&token) =>
+            {
                 token
             }
             _ => this.sign(operator, &state.revocations)?,
@@ -175,20 +221,20 @@ impl AccountKey {
     }
 
     fn token_file(&self) -> PathBuf {
-        self.dir.join(format!("{}.jwt", self.name))
+        self.dir.join(format!("{}.account.jwt", self.name))
     }
 
     fn sign(&self, operator: &KeyPair, revocations: &jwt::Revocations) -> Result<String, IdentityError> {
-        let jetstream = self.name != ACCOUNT_SYS;
-        let now = Timestamp::now();
-        let token = jwt::account(operator, &self.key.public_key(), self.name, jetstream, revocations, now)?;
+        let (key, now) = (self.key.public_key(), Timestamp::now());
+        let token = jwt::account(operator, &key, self.name, &self.terms, revocations, now)?;
         write_text(&self.token_file(), &token)?;
         Ok(token)
     }
 
     fn mint(&self, name: &str, permissions: &Permissions) -> Result<(String, String), IdentityError> {
         let user = KeyPair::new_user();
-        let token = jwt::user(&self.key, &user.public_key(), name, permissions, None, Timestamp::now())?;
+        let (key, now) = (user.public_key(), Timestamp::now());
+        let token = jwt::user(&self.key, &key, name, permissions, true, None, now)?;
         Ok((token, user.seed().map_err(|error| IdentityError::key(name, error))?))
     }
 
@@ -228,7 +274,7 @@ fn key(dir: &Path, name: &str, kind: KeyPairType) -> Result<KeyPair, IdentityErr
         }
         return Ok(key);
     }
-    if dir.join(format!("{name}.jwt")).exists() {
+    if ["jwt", "account.jwt"].iter().any(|end| dir.join(format!("{name}.{end}")).exists()) {
         // A new key would silently turn every identity made so far into a stranger.
         return Err(IdentityError::key(shown(), "it is missing, though it was used before"));
     }

@@ -5,11 +5,12 @@
 //! pods by name and password ([`crate::server::User`]); those are worth nothing beyond the node.
 //!
 //! * [`jwt`] the tokens themselves: pure
-//! * [`HubKeys`] the hub's keys on disk, users, revocation
+//! * [`HubKeys`] the hub's keys on disk, users, revocation; `accounts` how its accounts stand to each other
 //! * [`Permissions`], [`node_permissions`] allow-lists
 //! * [`membership`] what enrolment leaves on a node's disk; [`deferral`] which of it its link does not use yet
 //! * [`Tls`] the hub's certificate authorities and server certificate
 
+mod accounts;
 mod allow;
 mod authority;
 pub mod deferral;

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use clock::Clock;
 
+use crate::command;
 use crate::connection::{Bus, Handles, to_nats};
 use crate::dead;
 use crate::durable::{Changes, Durable, DurableError, Owed, Part};
@@ -313,13 +314,19 @@ impl<M: Module, R: Rim<M>> Work<'_, M, R> {
                 let Some(bus) = self.bus.bus(account) else {
                     return Some((None, failed(format!("{subject}: no flow in {}", account.as_str()))));
                 };
-                let sent = bus.client.publish_with_headers(subject, to_nats(&headers), payload.into()).await;
+                let headers = to_nats(&headers);
+                let sent = if command::is_one(&subject) {
+                    let nobody = bus.client.new_inbox();
+                    bus.client.publish_with_reply_and_headers(subject, nobody, headers, payload.into()).await
+                } else {
+                    bus.client.publish_with_headers(subject, headers, payload.into()).await
+                };
                 sent.err().map(|error| (None, failed(error.to_string())))
             }
             Effect::Reply { account, to, payload } => {
                 let bus = self.bus.bus(account)?;
                 // A reply subject is the asker's word: it must not make us publish anywhere else.
-                if !to.starts_with("_INBOX.") && !to.starts_with("ew.str.") {
+                if !["_INBOX.", "ew.str.", "_R_."].iter().any(|start| to.starts_with(start)) {
                     tracing::warn!(module = self.spec.name, to, "not an inbox: not answered");
                     return None;
                 }

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::{INPUTS_MAX, RunError, SLICE_MAX};
+use crate::command;
 use crate::connection::{Bus, Handles, from_nats};
 use crate::flow::{Flow, Kind};
 use crate::module::{Account, Delivery, Input, Message};
@@ -50,6 +51,10 @@ pub(super) async fn open<D: Send + 'static>(
             let account = flow.account;
             sources.spawn(async move {
                 while let Some(message) = messages.next().await {
+                    if command::is_one(&message.subject) && !command::is_genuine(message.reply.as_deref()) {
+                        tracing::warn!(subject = %message.subject, "a command that is not the hub's: not followed");
+                        continue;
+                    }
                     if feed.send(live(Input::Message(message_of(account, message)))).await.is_err() {
                         return Ok(());
                     }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::binary::{self, Binary};
 use super::child::Files;
+use super::home;
 use super::process::{Login, Plan, Probe, Supervisor};
 use super::{Denials, ServerError, ServerStatus};
 use crate::identity::{HubKeys, Tls};
@@ -30,6 +31,8 @@ const BATCHES_MAX: u32 = 4000;
 const CONTROL_LINE_MAX_BYTES: u32 = 32 * 1024;
 /// A reload is waited for so long; a server that is down takes longer.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Where the server keeps the accounts' tokens. Hubs before HUB was have theirs in `accounts`.
+const ACCOUNTS: &str = "accounts-2";
 /// TLS over a 64 kbit/s link takes its time.
 const TLS_TIMEOUT_S: u32 = 10;
 
@@ -67,6 +70,8 @@ impl HubServer {
     pub async fn start(config: HubConfig, keys: Arc<HubKeys>, tls: &Tls) -> Result<Self, ServerError> {
         let binary = Binary::find(config.binary.as_deref()).await?;
         let files = Files { dir: config.data_dir.clone(), name: binary::NAME };
+        let (before, home) = keys.homes();
+        home::share(&files.store(), &before, &home)?;
         let text = server_config(&config, &files, &keys, &tls.server_file);
         let probe = Probe {
             url: format!("tls://{}", reachable(config.listen)),
@@ -101,10 +106,7 @@ impl HubServer {
 
     async fn push_accounts(&self) -> Result<(), ServerError> {
         let sys = self.sys_client().await?;
-        for account in [Account::Control, Account::Work] {
-            self.keys.push(&sys, account).await?;
-        }
-        Ok(())
+        Ok(self.keys.push(&sys).await?)
     }
 
     /// Has the server show the certificate that its file holds now. Connections that stand go on; one whose handshake meets
@@ -141,7 +143,7 @@ impl HubServer {
     pub async fn revoke(&self, account: Account, public_key: &str) -> Result<(), ServerError> {
         self.keys.revoke(account, public_key)?;
         let sys = self.sys_client().await?;
-        Ok(self.keys.push(&sys, account).await?)
+        Ok(self.keys.push(&sys).await?)
     }
 
     /// What the server refuses from now on.
@@ -174,7 +176,7 @@ fn server_config(config: &HubConfig, files: &Files, keys: &HubKeys, server_file:
             ("tls".to_owned(), tls.clone()),
             ("operator".to_owned(), json!(keys.operator_token())),
             ("system_account".to_owned(), json!(keys.system_account())),
-            ("resolver".to_owned(), json!({"type": "full", "dir": files.dir.join("accounts")})),
+            ("resolver".to_owned(), json!({"type": "full", "dir": files.dir.join(ACCOUNTS)})),
             ("resolver_preload".to_owned(), Value::Object(preload)),
             (
                 "leafnodes".to_owned(),

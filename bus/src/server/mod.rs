@@ -16,6 +16,7 @@ pub mod binary;
 pub mod child;
 mod denials;
 pub mod hold;
+mod home;
 pub mod hub;
 pub mod leaf;
 mod look;

@@ -128,7 +128,7 @@ impl Users {
     pub fn config(&self, account: Account) -> Value {
         let users = self.users.iter().filter(|(_, stored)| stored.account == account.as_str());
         users
-            .map(|(name, u)| json!({"user": name, "password": u.password, "permissions": u.permissions.config()}))
+            .map(|(name, u)| json!({"user": name, "password": u.password, "permissions": u.permissions.config(account)}))
             .collect()
     }
 }

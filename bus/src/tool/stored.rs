@@ -134,17 +134,16 @@ impl Drop for Following {
 }
 
 impl Bus {
-    /// All streams in this account, by name. None where the account has no JetStream.
+    /// All streams in this account, by name.
     pub async fn captures(&self) -> Result<Vec<Capture>, ToolError> {
-        let mut streams = self.jetstream.streams();
         let mut captures = Vec::new();
-        loop {
-            match streams.try_next().await {
-                Ok(Some(info)) => captures.push(capture(self.account, info)),
-                Ok(None) => break,
-                Err(error) if error.to_string().to_lowercase().contains("not enabled") => break,
-                Err(error) => return Err(failed("the list of streams", error)),
-            }
+        if !self.has_streams() {
+            return Ok(captures);
+        }
+        let mut streams = self.jetstream.streams();
+        let list = |error| failed("the list of streams", error);
+        while let Some(info) = streams.try_next().await.map_err(list)? {
+            captures.push(capture(self.account, info));
         }
         captures.sort_by(|a, b| a.stream.cmp(&b.stream));
         Ok(captures)

@@ -67,13 +67,9 @@ async fn look(server: &HubServer, keys: Arc<HubKeys>, tls: &Tls) -> anyhow::Resu
         status.store_warnings.join("; ")
     );
     let connector = connector(server, keys, tls);
-    let mut streams = Vec::new();
-    for account in [Account::Control, Account::Work] {
-        let permissions = provision::permissions_to_list(DOMAIN_HUB);
-        let bus = connector.connect_with("backup", permissions, account).await?;
-        streams.extend(provision::summaries(&bus).await?);
-    }
-    Ok(streams)
+    let permissions = provision::permissions_to_list(DOMAIN_HUB);
+    let bus = connector.connect_with("backup", permissions, Account::Control).await?;
+    Ok(provision::summaries(&bus).await?)
 }
 
 /// The certificates as they lie there: not made anew for the names of this machine.

@@ -112,7 +112,8 @@ impl Module for Credentials {
     }
 }
 
-/// What a pod of that namespace may do on its node. No raw JetStream: a pod that may create one stream reads everything.
+/// What a pod of that namespace may do on its node; besides it may write to inboxes, as all in WORK. No raw JetStream: a pod
+/// that may create one stream reads everything.
 pub fn permissions(namespace: &Namespace, inbox: &str) -> Permissions {
     let own = |class: &str| format!("{class}.{namespace}.>");
     Permissions {

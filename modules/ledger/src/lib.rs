@@ -52,9 +52,9 @@ const SHED_INTERVAL_MS: u64 = 5_000;
 pub fn flows() -> Vec<Flow> {
     vec![
         Flow::consume(STREAM_UP, READER, "ew.in.>", "any, and cursors").headers_only(),
-        Flow::consume(STREAM_FROM, READER, ">", "any, and cursors").headers_only().in_work(),
+        Flow::consume(STREAM_FROM, READER, ">", "any, and cursors").headers_only(),
         Flow::manage(STREAM_UP, "trim of cursors"),
-        Flow::manage(STREAM_FROM, "trim").in_work(),
+        Flow::manage(STREAM_FROM, "trim"),
         Flow::respond(question(), "LossQuery -> LossReport"),
     ]
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bus::connection::{Bus, Handles};
 use bus::link::{self, LinkError};
 use bus::module::Rim;
-use schemas::subject::{Lane, STREAM_FROM, STREAM_UP};
+use schemas::subject::{Lane, STREAM_FROM};
 
 use crate::Ledger;
 
@@ -44,33 +44,24 @@ impl Rim<Ledger> for LedgerRim {
     async fn act(&self, bus: &Handles, act: Act) -> Option<Done> {
         match act {
             Act::TrimCursors { stream, subject, newest } => {
-                let of = if stream == STREAM_UP { Some(&bus.control) } else { bus.work.as_ref() };
-                if let Some(of) = of
-                    && let Err(error) =
-                        link::trim(of, &stream, Some(&subject), newest.saturating_sub(1)).await
-                {
+                let before = newest.saturating_sub(1);
+                if let Err(error) = link::trim(&bus.control, &stream, Some(&subject), before).await {
                     tracing::debug!(subject, %error, "older cursors go with the next");
                 }
                 None
             }
-            Act::Shed => {
-                let went = match &bus.work {
-                    Some(work) => shed(work).await,
-                    None => Ok(BTreeMap::new()),
-                };
-                Some(Done::Shed(went.unwrap_or_else(|error| {
-                    tracing::debug!(%error, "looked at again");
-                    BTreeMap::new()
-                })))
-            }
+            Act::Shed => Some(Done::Shed(shed(&bus.control).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "looked at again");
+                BTreeMap::new()
+            }))),
         }
     }
 }
 
 /// FROM is the hub's copy of workloads' messages: nobody tells it when they were read. It is kept to its bound by letting
 /// the oldest go, said aloud; otherwise a full stream would stop every node's uplink.
-async fn shed(work: &Bus) -> Result<BTreeMap<Lane, u64>, LinkError> {
-    let state = link::state(work, STREAM_FROM).await?;
+async fn shed(bus: &Bus) -> Result<BTreeMap<Lane, u64>, LinkError> {
+    let state = link::state(bus, STREAM_FROM).await?;
     if state.bytes < state.bytes_max / 100 * FROM_FULL_PERCENT {
         return Ok(BTreeMap::new());
     }
@@ -82,7 +73,7 @@ async fn shed(work: &Bus) -> Result<BTreeMap<Lane, u64>, LinkError> {
     ];
     for (lane, filter, oldest) in steps {
         // Cursors stand outside the filters: they stay.
-        let count = link::trim(work, STREAM_FROM, Some(filter), oldest).await?;
+        let count = link::trim(bus, STREAM_FROM, Some(filter), oldest).await?;
         if count > 0 {
             tracing::warn!(lane = lane.as_str(), count, "stream FROM is nearly full: its oldest messages go");
             return Ok(BTreeMap::from([(lane, count)]));

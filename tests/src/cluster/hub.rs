@@ -45,6 +45,11 @@ impl Hub {
         }
     }
 
+    /// Which version it is of, at the latest from its next start on.
+    pub fn version(&self) -> Version {
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The next start is of that version.
     pub fn set_version(&self, version: Version) {
         *self.version.lock().unwrap_or_else(PoisonError::into_inner) = version;
@@ -77,7 +82,7 @@ impl Hub {
 
     fn spawn(&self) -> anyhow::Result<Child> {
         let (address, ports) = (self.site.hub_address(), self.site.ports);
-        let version = *self.version.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = self.version();
         let mut command = Command::new(version.program("cloud-hub"));
         command.arg("--data-dir").arg(self.data_dir());
         command.arg("--kubeconfig").arg(&self.site.kubeconfig);

@@ -13,8 +13,9 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use super::programs::{self, Version};
 use super::site::Site;
-use super::{Cluster, command, eventually, programs};
+use super::{Cluster, command, eventually};
 
 /// One call of kubectl may take so long.
 const KUBECTL_TIMEOUT: Duration = Duration::from_secs(90);
@@ -235,6 +236,14 @@ impl Cluster {
         };
         let login = Login::Jwt { jwt: login.jwt, seed: login.seed };
         Ok(dial(&answer.url, Some(ca), login, "judge", answer.inbox, account, subject::DOMAIN_HUB).await?)
+    }
+
+    /// The account of the hub's stream FROM. Hubs of the version before had it in WORK.
+    pub fn from_account(&self) -> Account {
+        match self.hub().version() {
+            Version::Present => Account::Control,
+            Version::Previous => Account::Work,
+        }
     }
 
     /// The hub's streams of an account, raw.

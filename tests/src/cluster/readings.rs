@@ -4,7 +4,6 @@
 //! it judges Edgewire from outside: what stands in it was acknowledged, and must be in the hub's stream FROM.
 
 use anyhow::Context;
-use bus::module::Account;
 use serde_json::{Value, json};
 
 use super::{Cluster, Edge, eventually};
@@ -44,13 +43,13 @@ pub async fn all_arrived(cluster: &Cluster, edge: &Edge, timeout_seconds: u64) -
     let acked = acked(edge);
     let last = *acked.last().context("the sensor has an empty list")?;
     let subject = format!("from.{}.demo.temp", edge.name());
-    let stream = cluster.hub_js(Account::Work).await?.get_stream("FROM").await?;
+    let stream = cluster.hub_js(cluster.from_account()).await?.get_stream("FROM").await?;
     eventually(&format!("reading {last} is at the hub"), timeout_seconds, async || {
         let message = stream.get_last_raw_message_by_subject(&subject).await?;
         Ok(reading(&message.payload)? >= last)
     })
     .await?;
-    let stored = cluster.stored(Account::Work, "FROM", &subject).await?;
+    let stored = cluster.stored(cluster.from_account(), "FROM", &subject).await?;
     let received =
         stored.iter().map(|stored| reading(&stored.payload)).collect::<anyhow::Result<Vec<u64>>>()?;
     compare(&acked, &received)?;

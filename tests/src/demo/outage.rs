@@ -197,7 +197,7 @@ async fn heal(cluster: &Cluster, edge: &Edge, list: &Path, figures: &mut Figures
     let owed = *read(list)?.last().context("the sensor's list is empty")?;
     let begun_ms = Timestamp::now().0;
     edge.heal()?;
-    let js = cluster.hub_js(Account::Work).await?;
+    let js = cluster.hub_js(Account::Control).await?;
     let stream = js.get_stream(subject::STREAM_FROM).await?;
     eventually("the hub has the readings of the outage", 2 * STEP_SECONDS, async || {
         let last = stream.get_last_raw_message_by_subject(FROM_SENSOR).await?;
@@ -262,7 +262,7 @@ fn reading(payload: &[u8]) -> Option<u64> {
 
 /// The sensor's readings as the hub holds them, each with when it was stored.
 async fn received(cluster: &Cluster) -> anyhow::Result<Vec<(u64, i64)>> {
-    let stored = cluster.stored(Account::Work, subject::STREAM_FROM, FROM_SENSOR).await?;
+    let stored = cluster.stored(Account::Control, subject::STREAM_FROM, FROM_SENSOR).await?;
     Ok(stored.iter().filter_map(|message| Some((reading(&message.payload)?, message.at_ms))).collect())
 }
 

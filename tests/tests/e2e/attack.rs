@@ -126,7 +126,7 @@ async fn who_has_a_node_has_that_node_alone() -> anyhow::Result<()> {
     }
 
     // One message that it may send cannot take away what others sent.
-    let before = cluster.stored(Account::Work, STREAM_FROM, ">").await?.len();
+    let before = cluster.stored(Account::Control, STREAM_FROM, ">").await?.len();
     for header in ["all", "sub"] {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Rollup", header);
@@ -136,7 +136,7 @@ async fn who_has_a_node_has_that_node_alone() -> anyhow::Result<()> {
             control.request_with_headers("ew.in.edge-a.events.ew.evt.a.B", headers, "x".into()).await?;
         anyhow::ensure!(sent.payload.starts_with(b"{\"error\""), "{header}: {:?}", sent.payload);
     }
-    anyhow::ensure!(cluster.stored(Account::Work, STREAM_FROM, ">").await?.len() >= before);
+    anyhow::ensure!(cluster.stored(Account::Control, STREAM_FROM, ">").await?.len() >= before);
 
     // It holds as many batches open as it can, in streams of its own right; the other node's word still gets through.
     for n in 0..400 {

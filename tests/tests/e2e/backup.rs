@@ -25,7 +25,7 @@ const KILLED_AFTER_MS: [u64; 5] = [0, 20, 60, 150, 400];
 
 /// The readings that the hub has, in its stream's order.
 async fn readings(cluster: &Cluster) -> anyhow::Result<Vec<u64>> {
-    let stored = cluster.stored(Account::Work, "FROM", "from.edge-a.demo.temp").await?;
+    let stored = cluster.stored(Account::Control, "FROM", "from.edge-a.demo.temp").await?;
     let number = |payload: &[u8]| serde_json::from_slice::<Value>(payload).ok()?["n"].as_u64();
     stored.iter().map(|stored| number(&stored.payload).context("a reading has its number")).collect()
 }
@@ -243,8 +243,8 @@ async fn a_backup_under_writes_is_of_one_moment() -> anyhow::Result<()> {
             let key = |subject: &str| subject.rsplit('.').next().unwrap_or_default().to_owned();
             stored.iter().map(|stored| (key(&stored.subject), number(&stored.payload))).collect()
         };
-        let big = versions(cluster.stored(Account::Work, "BIG", "big.>").await?);
-        let told = versions(cluster.stored(Account::Work, "AFTER", "told.>").await?);
+        let big = versions(cluster.stored(Account::Control, "BIG", "big.>").await?);
+        let told = versions(cluster.stored(Account::Control, "AFTER", "told.>").await?);
         for (n, before) in before.iter().enumerate() {
             let at = |of: &BTreeMap<String, u64>| of.get(&format!("k{n}")).copied();
             let (big, told) =
@@ -272,7 +272,7 @@ async fn write(
     stop: &Arc<AtomicBool>,
     acked: &Arc<Vec<AtomicU64>>,
 ) -> anyhow::Result<Vec<tokio::task::JoinHandle<anyhow::Result<()>>>> {
-    let js = cluster.hub_js(Account::Work).await?;
+    let js = cluster.hub_js(Account::Control).await?;
     for (name, subjects) in [("BIG", "big.>"), ("AFTER", "told.>")] {
         let config = stream::Config {
             name: name.to_owned(),

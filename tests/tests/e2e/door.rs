@@ -198,11 +198,11 @@ async fn a_pod_has_the_bus_by_http_through_kills_and_a_cut() -> anyhow::Result<(
             say(&edge, &url, "up.default.off", id, 200).await?;
         }
     }
-    let none = cluster.stored(Account::Work, STREAM_FROM, "from.edge-a.default.off").await?;
+    let none = cluster.stored(Account::Control, STREAM_FROM, "from.edge-a.default.off").await?;
     anyhow::ensure!(none.is_empty(), "the link was not cut");
     edge.heal()?;
     let arrived = async || {
-        let stored = cluster.stored(Account::Work, STREAM_FROM, "from.edge-a.default.off").await?;
+        let stored = cluster.stored(Account::Control, STREAM_FROM, "from.edge-a.default.off").await?;
         let bodies = stored.iter().map(|stored| String::from_utf8_lossy(&stored.payload).into_owned());
         anyhow::Ok(bodies.collect::<Vec<_>>())
     };
@@ -210,7 +210,7 @@ async fn a_pod_has_the_bus_by_http_through_kills_and_a_cut() -> anyhow::Result<(
     // One more behind them: what came twice would have come before it.
     say(&edge, &url, "up.default.last", "last", 200).await?;
     eventually("the last is at the hub", 60, async || {
-        Ok(!cluster.stored(Account::Work, STREAM_FROM, "from.edge-a.default.last").await?.is_empty())
+        Ok(!cluster.stored(Account::Control, STREAM_FROM, "from.edge-a.default.last").await?.is_empty())
     })
     .await?;
     let bodies = arrived().await?;

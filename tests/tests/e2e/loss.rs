@@ -84,7 +84,7 @@ async fn a_gap_a_duplicate_and_a_drop_are_each_reported() -> anyhow::Result<()> 
 
     // A message that was taken comes once more, with the node's own credentials.
     let work = as_node(&cluster, &edge, Account::Work).await?;
-    let generation = cluster.stored(Account::Work, STREAM_FROM, "from.edge-a.>").await?;
+    let generation = cluster.stored(Account::Control, STREAM_FROM, "from.edge-a.>").await?;
     let origin = generation.last().context("messages")?.headers[header::ORIGIN].clone();
     let again =
         origin.rsplit_once('.').map(|(generation, _)| format!("{generation}.7")).context("an origin")?;

@@ -358,7 +358,7 @@ async fn what_a_rule_carries_up_arrives_once_and_in_order_whatever_falls() -> an
     // A node that fell between storing a message and acknowledging it carries it again: it is known by its name.
     let rule = cluster.kubectl_json(&["get", "rule.rules.kubeedge.io", "up"]).await?;
     let uid = rule["metadata"]["uid"].as_str().unwrap_or_default();
-    let js = cluster.hub_js(Account::Work).await?;
+    let js = cluster.hub_js(Account::Control).await?;
     for (name, body) in [("1-a", "again"), ("1-a", "again"), ("2-a", "next")] {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("ew-rule-message", name);

@@ -31,7 +31,7 @@ async fn queue(edge: &Edge, subjects: &'static [&'static str]) -> anyhow::Result
 
 /// When the hub stored what came on the subject.
 async fn arrived(cluster: &Cluster, subject: &str) -> anyhow::Result<Vec<i64>> {
-    let stored = cluster.stored(Account::Work, STREAM_FROM, subject).await?;
+    let stored = cluster.stored(Account::Control, STREAM_FROM, subject).await?;
     Ok(stored.iter().map(|stored| stored.at_ms).collect())
 }
 

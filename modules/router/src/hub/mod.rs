@@ -57,7 +57,7 @@ pub fn flows() -> Vec<Flow> {
         Flow::watch(BUCKET_OBJECTS, filter(RULES), "Rule"),
         Flow::watch(BUCKET_OBJECTS, filter(ENDPOINTS), "RuleEndpoint"),
         Flow::write(BUCKET_OBJECTS, filter(RULES), "Rule (status)"),
-        Flow::take(STREAM_FROM, "from.>", "any").in_work(),
+        Flow::take(STREAM_FROM, "from.>", "any"),
         Flow::publish("app.>", "any").in_work(),
         Flow::subscribe("ew.hb.*", "Heartbeat"),
         Flow::request("ew.cmd.*.router.deliver", "Deliver -> Reply<Delivered>"),

@@ -8,11 +8,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use bus::connection::Bus;
-use bytes::Bytes;
-use http_body_util::LengthLimitError;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
 use rustls::server::ResolvesServerCert;
 use schemas::command::Refusal;
 use schemas::envelope::Headers;
@@ -33,6 +33,8 @@ use crate::{DELIVER, NAME};
 
 /// The largest body of a call: KubeEdge's. What a node is sent has the link's bound besides.
 pub const REST_MAX_BYTES: usize = 12 * 1024 * 1024;
+/// So much of a body that is too large is read on, for the sake of the answer.
+const THROWN_AWAY_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// A body has to arrive within so long.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The node has so much more than a call for its answer.
@@ -155,20 +157,29 @@ fn target(path: &str) -> Result<(NodeName, String, String), Refusal> {
     }
 }
 
-async fn read(body: Body) -> Result<Bytes, Refusal> {
-    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, REST_MAX_BYTES)).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) => {
-            let mut cause: Option<&dyn std::error::Error> = Some(&error);
-            while let Some(error) = cause {
-                if error.is::<LengthLimitError>() {
-                    let text = format!("a call has at most {REST_MAX_BYTES} bytes");
-                    return Err(Refusal::new(413, "EW-PAYLOAD-TOO-LARGE", text));
-                }
-                cause = error.source();
+/// The body. What is too large is taken in and thrown away, within a bound: who is still writing does not hear an answer.
+async fn read(mut body: Body) -> Result<Bytes, Refusal> {
+    let (mut whole, mut taken) = (BytesMut::new(), 0_usize);
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let broken =
+                |error| Refusal::new(400, "EW-BAD-REQUEST", format!("the body did not arrive: {error}"));
+            let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+            taken += data.len();
+            if taken <= REST_MAX_BYTES {
+                whole.extend_from_slice(&data);
+            } else if taken > THROWN_AWAY_MAX_BYTES {
+                break;
             }
-            Err(Refusal::new(400, "EW-BAD-REQUEST", format!("the body did not arrive: {error}")))
         }
+        Ok(())
+    };
+    match tokio::time::timeout(BODY_TIMEOUT, reading).await {
+        Ok(Ok(())) if taken > REST_MAX_BYTES => {
+            let text = format!("a call has at most {REST_MAX_BYTES} bytes");
+            Err(Refusal::new(413, "EW-PAYLOAD-TOO-LARGE", text))
+        }
+        Ok(read) => read.map(|()| whole.freeze()),
         Err(_) => {
             let text = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
             Err(Refusal::new(408, "EW-BAD-REQUEST", text))

@@ -169,16 +169,14 @@ impl RouterRim {
 }
 
 async fn let_go(bus: &Handles, durable: &str) {
-    let Some(work) = &bus.work else { return };
-    if let Err(error) = queue::remove(work, STREAM_FROM, durable).await {
+    if let Err(error) = queue::remove(&bus.control, STREAM_FROM, durable).await {
         tracing::debug!(durable, %error, "a consumer of no rule stays until the next start");
     }
 }
 
 /// Lets the consumers go of rules that went while nobody looked.
 async fn sweep(bus: &Handles, table: &Table) -> bool {
-    let Some(work) = &bus.work else { return false };
-    match queue::names(work, STREAM_FROM, RULE_CONSUMERS).await {
+    match queue::names(&bus.control, STREAM_FROM, RULE_CONSUMERS).await {
         Ok(names) => {
             let of_a_rule =
                 |name: &String| table.routes.keys().any(|uid| subject::rule_consumer(uid) == *name);

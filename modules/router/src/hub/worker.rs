@@ -55,10 +55,10 @@ impl Worker {
     /// Follows the rule until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let Some((filter, begin)) = takes(&self.route) else { return };
-        let Some(work) = self.bus.work.clone() else { return };
         let durable = subject::rule_consumer(&self.route.uid);
         while !stop.is_cancelled() {
-            let mut queue = match Queue::open(&work, STREAM_FROM, &durable, &filter, begin).await {
+            let mut queue = match Queue::open(&self.bus.control, STREAM_FROM, &durable, &filter, begin).await
+            {
                 Ok(queue) => queue,
                 Err(error) => {
                     tracing::debug!(rule = self.route.display(), %error, "its consumer is opened again");

@@ -58,6 +58,7 @@ pub struct Sync {
     next_write: u64,
     asking: bool,
     retry_down_at: Option<Timestamp>,
+    list_again_at: Option<Timestamp>,
     lanes: BTreeMap<Lane, LaneUp>,
     turns: Turns,
     local_current: bool,
@@ -129,6 +130,7 @@ impl Sync {
             next_write: WRITES,
             asking: false,
             retry_down_at: None,
+            list_again_at: None,
             lanes,
             turns: Turns::default(),
             local_current: false,
@@ -219,6 +221,7 @@ impl Sync {
             self.retry_down_at = None;
             self.contact(now, effects);
         }
+        self.list_again(now, effects);
         for lane in Lane::ALL {
             let Some(of) = self.lanes.get_mut(&lane) else { continue };
             if of.retry_at.is_some_and(|at| at <= now) {
@@ -421,6 +424,20 @@ mod tests {
         let outcome = Ok(schemas::encode(&ack));
         sync.apply(Input::Answered { token: HEARTBEAT, outcome }, NOW.plus_ms(8_000));
         assert_eq!(beats(&mut sync, 8_000..11_000, false), [9_500], "in time again");
+    }
+
+    #[test]
+    fn a_contact_is_followed_by_one_list_more() {
+        let mut sync = following();
+        let lists = |effects: &Effects| {
+            effects.iter().filter(|e| matches!(e, Effect::Request { token: LIST, .. })).count()
+        };
+        let at = |ms| NOW.plus_ms(ms);
+        assert_eq!(lists(&sync.apply(Input::Tick, at(downward::LIST_AGAIN_MS - 1))), 0);
+        assert_eq!(lists(&sync.apply(Input::Tick, at(downward::LIST_AGAIN_MS))), 1);
+        let effects = list(&mut sync, &[("e1", 1)]);
+        assert!(effects.iter().any(|e| matches!(e, Effect::Act(Act::Pull { .. }))), "{effects:?}");
+        assert_eq!(lists(&sync.apply(Input::Tick, at(3 * downward::LIST_AGAIN_MS))), 0, "once");
     }
 
     #[test]
