@@ -465,8 +465,7 @@ pub fn module_state(node: &str, module: &str) -> String {
     format!("ew.mod.{node}.{module}")
 }
 
-/// Whose subject is it: which account must a tool that tails or publishes `subject` be in.
-/// `None` when the first token is a wildcard: both.
+/// In which account a tool that tails or publishes `subject` must be; `None` when its first token is a wildcard: in both.
 pub fn account_of(subject: &str) -> Option<&'static str> {
     match subject.split('.').next().unwrap_or("") {
         "*" | ">" => None,
