@@ -255,6 +255,8 @@ pub enum Effect<A> {
         /// Why.
         reason: String,
     },
+    /// A stored message cannot be dealt with yet: it comes again.
+    Later,
     /// Only this module can do it.
     Act(A),
 }

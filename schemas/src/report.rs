@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::Timestamp;
 use crate::desired::Position;
+use crate::name::NodeName;
 use crate::subject::Lane;
 
 /// A node's heartbeat, every [`HEARTBEAT_INTERVAL_MS`], on `subject::heartbeat`. Kept in memory at the hub only.
@@ -109,6 +110,31 @@ pub struct EventReport {
     pub message: String,
     /// About what: (kind, namespace, name, uid). A node's own event names the node.
     pub regarding: (String, String, String, String),
+}
+
+impl EventReport {
+    /// One about the node itself. `id` tells it from every other of that node and module.
+    pub fn of_node(
+        id: &str,
+        node: &NodeName,
+        module: &str,
+        at: Timestamp,
+        severity: Severity,
+        reason: &str,
+        message: String,
+    ) -> Self {
+        let name = node.to_string();
+        Self {
+            id: format!("{name}-{module}-{id}"),
+            node: name.clone(),
+            module: module.to_owned(),
+            at,
+            severity,
+            reason: reason.to_owned(),
+            message,
+            regarding: ("Node".to_owned(), String::new(), name.clone(), name),
+        }
+    }
 }
 
 /// Kubernetes' two types of Event.

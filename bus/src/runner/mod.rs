@@ -363,6 +363,7 @@ impl<M: Module, R: Rim<M>> Work<'_, M, R> {
                 self.begin(Box::pin(async move { rim.act(&bus, act).await.map(Input::Done) }));
                 None
             }
+            Effect::Later => Some((None, failed("not yet".to_owned()))),
             // Taken out before.
             Effect::Save { .. } | Effect::Forget { .. } | Effect::Report { .. } => None,
         }

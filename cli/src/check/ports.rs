@@ -12,10 +12,13 @@ const PORTS: Check = Check("EW-CHECK-PORT", "ports");
 const BUS: Check = Check("EW-CHECK-PORT", "bus port");
 /// A socket that listens, in `/proc/net/tcp`.
 const LISTENS: &str = "0A";
-/// Ports that are kept for what a node is going to serve, each with what that is.
-const KEPT: [(u16, &str); 3] = [
+/// The node's own program, by its name in `/proc`.
+const AGENT: &str = "edge-runtime";
+/// Ports that are kept for what a node serves or is going to, each with what that is.
+const KEPT: [(u16, &str); 4] = [
     (1883, "devices that speak MQTT"),
-    (9060, "programs on the node that speak HTTP"),
+    (9060, "programs on the node that call by rules"),
+    (9480, "pods that use the bus by HTTP"),
     (10550, "programs on the node that ask the Kubernetes API"),
 ];
 
@@ -117,6 +120,10 @@ pub fn judge(
             free.push(port);
             continue;
         };
+        if own_server.is_some() && one.holder.as_ref().is_some_and(|(_, name)| name == AGENT) {
+            findings.push(PORTS.ok(format!("{} is this node's own, for {what}", one.at)));
+            continue;
+        }
         findings.push(PORTS.warn(
             format!("{} is taken by {}; {port} is kept for {what}", one.at, holder(one)),
             format!("{}, before the node is to serve {what}; pods do not need it", cure(one)),
@@ -197,7 +204,7 @@ mod tests {
                 .map(|f| (f.level, f.found + if f.cure.is_empty() { "" } else { " | " } + &f.cure))
                 .collect()
         };
-        assert_eq!(summary(&[], None), [(Level::Ok, "1883, 4222, 9060, 10550 are free".to_owned())]);
+        assert_eq!(summary(&[], None), [(Level::Ok, "1883, 4222, 9060, 9480, 10550 are free".to_owned())]);
         // Elsewhere is not in the way of the bus.
         assert_eq!(summary(&[at("127.0.0.1:4222", 7, "x"), at("10.85.9.1:4222", 7, "x")], None).len(), 1);
         for (listener, own, level, words) in [
@@ -214,6 +221,9 @@ mod tests {
             (at("127.0.0.1:10550", 9, "edgecore"), None, Level::Warn, "KubeEdge"),
             (at("[::]:9060", 0, ""), None, Level::Warn, "ss -ltnp 'sport = 9060'"),
             (at("[::]:9060", 3, "python3"), None, Level::Warn, "stop python3"),
+            (at("10.85.0.1:9480", 3, "python3"), None, Level::Warn, "pods that use the bus by HTTP"),
+            (at("10.85.0.1:9480", 3, "edge-runtime"), Some(9), Level::Ok, "this node's own"),
+            (at("10.85.0.1:9480", 3, "edge-runtime"), None, Level::Warn, "stop edge-runtime"),
         ] {
             let found = summary(&[listener], own);
             assert_eq!((found.len(), found[1].0), (2, level), "{found:?}");

@@ -83,17 +83,8 @@ impl DoorModule {
 
     fn tell(&mut self, severity: Severity, reason: &str, message: String, now: Timestamp) -> Effect<Never> {
         self.events += 1;
-        let node = self.node.to_string();
-        Effect::event(&EventReport {
-            id: format!("{node}-{NAME}-{}-{}", now.0, self.events),
-            node: node.clone(),
-            module: NAME.to_owned(),
-            at: now,
-            severity,
-            reason: reason.to_owned(),
-            message,
-            regarding: ("Node".to_owned(), String::new(), node.clone(), node),
-        })
+        let id = format!("{}-{}", now.0, self.events);
+        Effect::event(&EventReport::of_node(&id, &self.node, NAME, now, severity, reason, message))
     }
 }
 

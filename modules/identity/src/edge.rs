@@ -193,19 +193,8 @@ impl Membership {
 
     fn tell(&mut self, severity: Severity, reason: &str, message: String, now: Timestamp) -> Effect<Act> {
         self.events += 1;
-        let node = self.node.to_string();
-        let id = format!("{node}-{NAME}-{}-{}", now.0, self.events);
-        let event = EventReport {
-            id,
-            node: node.clone(),
-            module: NAME.to_owned(),
-            at: now,
-            severity,
-            reason: reason.to_owned(),
-            message,
-            regarding: ("Node".to_owned(), String::new(), node.clone(), node),
-        };
-        Effect::event(&event)
+        let id = format!("{}-{}", now.0, self.events);
+        Effect::event(&EventReport::of_node(&id, &self.node, NAME, now, severity, reason, message))
     }
 
     fn holding(&mut self, found: Found, now: Timestamp) -> Effects {

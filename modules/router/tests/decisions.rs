@@ -166,6 +166,17 @@ fn what_a_rule_names_goes_up_once_for_each_rule_and_is_known_again() {
 }
 
 #[test]
+fn what_comes_before_the_rules_are_read_comes_again() {
+    let mut node = Node(edge::Router::new(NodeName::new("n1").unwrap()));
+    assert_eq!(node.deliver(1, "default.test", b"a"), [Effect::Later]);
+    let all = [endpoint("bus", "eventbus"), endpoint("web", "rest"), eventbus_rule("r", "test")];
+    all.iter().for_each(|object| drop(node.have(object)));
+    assert_eq!(node.deliver(1, "default.test", b"a"), [Effect::Later], "more may be to come");
+    node.current();
+    assert_eq!(stores(&node.deliver(1, "default.test", b"a")).len(), 1);
+}
+
+#[test]
 fn what_cannot_be_carried_is_put_aside_and_what_was_dropped_is_told() {
     let mut node =
         Node::new(&[endpoint("bus", "eventbus"), endpoint("web", "rest"), eventbus_rule("r", "test")]);

@@ -398,7 +398,7 @@ fn send_all<M: Hosted>(w: &mut World, index: usize, incarnation: u64, rest: Rest
             };
             let slot = match &effect {
                 Effect::Put { token, .. } | Effect::Remove { token, .. } => Some(expecting(Some(*token))),
-                Effect::Dead { .. } => Some(expecting(None)),
+                Effect::Dead { .. } | Effect::Later => Some(expecting(None)),
                 _ => None,
             };
             let waiting = waiting.clone();

@@ -183,9 +183,12 @@ async fn restarts(cluster: &Cluster) -> anyhow::Result<()> {
     anyhow::ensure!(row("done").contains("Completed") && row("failed").contains("Error"), "{table}");
     let previous = cluster.kubectl_ok(&["logs", "crash", "--previous"]).await?;
     anyhow::ensure!(previous == "going down\n", "{previous:?}");
-    let described = cluster.kubectl_ok(&["describe", "pod", "crash"]).await?;
+    // Events come up behind reports.
     for word in ["CrashLoopBackOff", "Exit Code:    5", "Back-off restarting failed container", "Started"] {
-        anyhow::ensure!(described.contains(word), "no {word:?} in\n{described}");
+        eventually(&format!("kubectl describe says {word:?}"), 15, async || {
+            Ok(cluster.kubectl_ok(&["describe", "pod", "crash"]).await?.contains(word))
+        })
+        .await?;
     }
     cluster.kubectl_ok(&["delete", "pod", "crash", "done", "failed"]).await?;
     Ok(())

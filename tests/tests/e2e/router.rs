@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use bus::module::Account;
 use futures::StreamExt;
 use reqwest::{Client, Method, StatusCode};
@@ -349,10 +350,11 @@ async fn what_a_rule_carries_up_arrives_once_and_in_order_whatever_falls() -> an
     edge.start().await?;
     agent_serves(&edge).await?;
     say(&edge, numbered(120, 150)).await?;
-    eventually("all is there", 60, async || Ok(target.calls().len() >= 150)).await?;
+    let got = || -> Vec<String> { target.calls().iter().map(crate::web::Call::text).collect() };
+    let all = eventually("all is there", 60, async || Ok(target.calls().len() >= 150)).await;
+    all.with_context(|| format!("of 0 to 149 there are {:?}", got()))?;
     let want: Vec<String> = (0..150).map(|n| n.to_string()).collect();
-    let got: Vec<String> = target.calls().iter().map(crate::web::Call::text).collect();
-    anyhow::ensure!(got == want, "{got:?}");
+    anyhow::ensure!(got() == want, "{:?}", got());
     eventually("all are counted", 30, async || Ok(status(&cluster, "up").await?.0 == 150)).await?;
 
     // A node that fell between storing a message and acknowledging it carries it again: it is known by its name.

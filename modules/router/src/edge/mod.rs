@@ -201,6 +201,10 @@ impl Router {
     }
 
     fn delivered(&mut self, delivery: Delivery, now: Timestamp) -> Effects {
+        if self.current != [true; 2] {
+            // Of the rules that are not read yet one may want it: acknowledged now it would be gone.
+            return vec![Effect::Later];
+        }
         self.count(delivery.sequence, now);
         let routes = self.table.on_node(&self.node, &delivery.subject);
         if delivery.payload.len() > BODY_MAX_BYTES {
@@ -247,16 +251,9 @@ impl Router {
 
     fn event(&self, reason: &str, message: String, now: Timestamp) -> Effect<Act> {
         let digest = Sha256::digest(format!("{reason} {message} {}", now.0));
-        Effect::event(&EventReport {
-            id: hex(&digest).get(..DIGEST_CHARS * 2).unwrap_or_default().to_owned(),
-            node: self.node.to_string(),
-            module: NAME.to_owned(),
-            at: now,
-            severity: Severity::Warning,
-            reason: reason.to_owned(),
-            message,
-            regarding: ("Node".to_owned(), String::new(), self.node.to_string(), String::new()),
-        })
+        let id = hex(&digest).get(..DIGEST_CHARS * 2).unwrap_or_default().to_owned();
+        let severity = Severity::Warning;
+        Effect::event(&EventReport::of_node(&id, &self.node, NAME, now, severity, reason, message))
     }
 
     fn asked(&mut self, message: Message) -> Effects {

@@ -273,18 +273,8 @@ impl Sync {
         }
         self.events += 1;
         // With the time: the module may start again within a boot and count from the beginning.
-        let id = format!("{}-{}-{}-{}", self.node, self.boot_id, now.0, self.events);
-        let node = self.node.as_str().to_owned();
-        let event = EventReport {
-            id,
-            node: node.clone(),
-            module: NAME.to_owned(),
-            at: now,
-            severity,
-            reason: reason.to_owned(),
-            message,
-            regarding: ("Node".to_owned(), String::new(), node.clone(), node),
-        };
+        let id = format!("{}-{}-{}", self.boot_id, now.0, self.events);
+        let event = EventReport::of_node(&id, &self.node, NAME, now, severity, reason, message);
         effects.push(Effect::event(&event));
     }
 }

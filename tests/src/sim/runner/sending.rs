@@ -49,6 +49,7 @@ pub(super) fn send<M: Hosted>(
             let new = New { subject, headers: Headers::new(), payload: Bytes::from(payload) };
             to_server::<M>(w, index, incarnation, move |w, at| stored(server::store(w, at, new, None)), then);
         }
+        Effect::Later => then(w, Err(WriteError::Failed("not yet".to_owned()))),
         Effect::Request { subject, payload, timeout_ms, token } => {
             request::<M>(w, index, incarnation, subject, payload, timeout_ms, token);
         }
