@@ -11,8 +11,12 @@ use schemas::subject::{self, DesiredKey};
 use super::{Act, DIVERGED, Effects, GET, LIST, NAME, RETRY_MS, Sync};
 use crate::down::{self, Verdict};
 
-/// A question to the hub waits so long.
-const ASK_TIMEOUT_MS: u64 = 10_000;
+/// The first question after a contact waits so long: it may come to a hub whose server is back and whose modules are not, and of
+/// that nobody is told across accounts (measured).
+pub(super) const ASK_FIRST_MS: u64 = 1_000;
+/// Each that was not answered has the next one wait twice as long, up to this: an answer takes its time on a slow link. After
+/// the next break of the link half of what was learned is kept.
+const ASK_MOST_MS: u64 = 16_000;
 
 /// The hub's server gives an entry to a pull that came over a link that is gone, if it is not two seconds old yet, and then again
 /// only after the acknowledgement's deadline (measured with 2.15.1: across accounts it does not notice that nobody hears it).
@@ -73,8 +77,8 @@ impl Sync {
     pub(super) fn steps(&mut self, steps: Vec<down::Step>, now: Timestamp, effects: &mut Effects) {
         for step in steps {
             match step {
-                down::Step::List(request) => self.ask(LIST, "desired.list", &request, effects),
-                down::Step::Get(request) => self.ask(GET, "desired.get", &request, effects),
+                down::Step::List(request) => self.ask(LIST, "desired.list", &request, now, effects),
+                down::Step::Get(request) => self.ask(GET, "desired.get", &request, now, effects),
                 down::Step::Pull => {
                     self.pull_round += 1;
                     effects.push(Effect::Act(Act::Pull {
@@ -112,13 +116,15 @@ impl Sync {
         token: u64,
         verb: &str,
         request: &T,
+        now: Timestamp,
         effects: &mut Effects,
     ) {
         self.asking = true;
+        self.asked_down_at = now;
         effects.push(Effect::Request {
             subject: subject::request(&self.node, verb),
             payload: schemas::encode(request),
-            timeout_ms: ASK_TIMEOUT_MS,
+            timeout_ms: self.ask_patience_ms,
             token,
         });
     }
@@ -223,6 +229,11 @@ impl Sync {
         }
     }
 
+    /// The link broke, or the hub is another life.
+    pub(super) fn less_patience(&mut self) {
+        self.ask_patience_ms = (self.ask_patience_ms / 2).max(ASK_FIRST_MS);
+    }
+
     pub(super) fn answered(
         &mut self,
         token: u64,
@@ -235,7 +246,11 @@ impl Sync {
             return;
         }
         let Ok(bytes) = answer else {
-            self.retry_down_at = Some(now.plus_ms(RETRY_MS));
+            let is_patience_over = now.since_ms(self.asked_down_at) >= self.ask_patience_ms;
+            if is_patience_over {
+                self.ask_patience_ms = (self.ask_patience_ms * 2).min(ASK_MOST_MS);
+            }
+            self.retry_down_at = Some(if is_patience_over { now } else { now.plus_ms(RETRY_MS) });
             return;
         };
         let max_bytes = self.pull_pace.step_bytes();

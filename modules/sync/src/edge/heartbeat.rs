@@ -124,6 +124,7 @@ impl Sync {
         if restarted {
             // What was listed is another life's, perhaps another history's.
             self.down.disconnect();
+            self.less_patience();
         }
         if returned || restarted || joined {
             self.contact(now, effects);
@@ -199,6 +200,7 @@ impl Sync {
             self.down.disconnect();
             self.pull_pace.lost();
             self.asking = false;
+            self.less_patience();
             for (lane, of) in &mut self.lanes {
                 if let Some(sequence) = of.up.disconnect() {
                     effects.push(Effect::Act(Act::Trim { lane: *lane, sequence }));

@@ -57,6 +57,8 @@ pub struct Sync {
     writes: BTreeMap<u64, (DesiredKey, u64)>,
     next_write: u64,
     asking: bool,
+    ask_patience_ms: u64,
+    asked_down_at: Timestamp,
     retry_down_at: Option<Timestamp>,
     list_again_at: Option<Timestamp>,
     lanes: BTreeMap<Lane, LaneUp>,
@@ -129,6 +131,8 @@ impl Sync {
             writes: BTreeMap::new(),
             next_write: WRITES,
             asking: false,
+            ask_patience_ms: downward::ASK_FIRST_MS,
+            asked_down_at: Timestamp::default(),
             retry_down_at: None,
             list_again_at: None,
             lanes,
@@ -438,6 +442,36 @@ mod tests {
         let effects = list(&mut sync, &[("e1", 1)]);
         assert!(effects.iter().any(|e| matches!(e, Effect::Act(Act::Pull { .. }))), "{effects:?}");
         assert_eq!(lists(&sync.apply(Input::Tick, at(3 * downward::LIST_AGAIN_MS))), 0, "once");
+    }
+
+    #[test]
+    fn a_question_that_nobody_answers_is_asked_again_soon_and_with_more_patience() {
+        let mut sync = Sync::new(NodeName::new("n1").unwrap(), "b".into(), Vec::new());
+        sync.apply(Input::Current { bucket: subject::BUCKET_LOCAL.into(), filter: ">".into() }, NOW);
+        let mut effects = beat(&mut sync, "h1");
+        let (mut at, mut waits) = (NOW, Vec::new());
+        let unanswered = || Input::Answered { token: LIST, outcome: Err("no answer".into()) };
+        for _ in 0..6 {
+            let wait = effects.iter().find_map(|effect| match effect {
+                Effect::Request { token: LIST, timeout_ms, .. } => Some(*timeout_ms),
+                _ => None,
+            });
+            waits.push(wait.unwrap());
+            at = at.plus_ms(wait.unwrap());
+            sync.apply(unanswered(), at);
+            sync.link.answered_at = Some(at);
+            effects = sync.apply(Input::Tick, at);
+        }
+        assert_eq!(waits, [1_000, 2_000, 4_000, 8_000, 16_000, 16_000]);
+        // Refused at once: there is no way to the hub, and patience has nothing to do with it.
+        sync.apply(unanswered(), at);
+        assert_eq!(
+            sync.apply(Input::Tick, at)
+                .iter()
+                .filter(|e| matches!(e, Effect::Request { token: LIST, .. }))
+                .count(),
+            0
+        );
     }
 
     #[test]
