@@ -36,10 +36,10 @@ impl Role {
             return Vec::new();
         }
         let services = [Role::Control, Role::Work].map(services).concat();
-        let services = services.into_iter().map(|(_, there)| {
+        let services = services.into_iter().map(|subject| {
             // A pull is answered by many messages.
-            let response = if there.contains(".MSG.NEXT.") { "Stream" } else { "Singleton" };
-            json!({"name": there, "subject": there, "type": "service", "response_type": response})
+            let response = if subject.contains(".MSG.NEXT.") { "Stream" } else { "Singleton" };
+            json!({"name": subject, "subject": subject, "type": "service", "response_type": response})
         });
         let commands = json!({"name": COMMANDS, "subject": COMMANDS, "type": "stream"});
         services.chain([commands]).collect()
@@ -47,22 +47,19 @@ impl Role {
 
     /// What it uses of the hub's, whose public key that is.
     pub fn imports(self, hub: &str) -> Vec<Value> {
-        let services = services(self).into_iter().map(|(here, there)| {
-            json!({"name": here, "subject": there, "account": hub, "local_subject": here, "type": "service"})
-        });
-        let commands = json!({"name": COMMANDS, "subject": COMMANDS, "account": hub, "type": "stream"});
-        services.chain((self == Role::Control).then_some(commands)).collect()
+        let import = |subject: &str, kind: &str| json!({"name": subject, "subject": subject, "account": hub, "type": kind});
+        let commands = (self == Role::Control).then(|| import(COMMANDS, "stream"));
+        services(self).iter().map(|subject| import(subject, "service")).chain(commands).collect()
     }
 }
 
 /// What the hub says to nodes.
 const COMMANDS: &str = "ew.cmd.>";
 
-/// Each subject that nodes use in that account, and what it is in HUB. Which of them are a single node's own is a matter of
-/// its permission.
-fn services(role: Role) -> Vec<(String, String)> {
-    let same = |subject: &str| (subject.to_owned(), subject.to_owned());
-    let read = |lane: Lane| same(&format!("$JS.API.DIRECT.GET.{}.>", lane.hub_stream()));
+/// What nodes ask in that account, by the same subjects as in HUB. Which of them are a single node's own is a matter of its
+/// permission.
+fn services(role: Role) -> Vec<String> {
+    let read = |lane: Lane| format!("$JS.API.DIRECT.GET.{}.>", lane.hub_stream());
     match role {
         Role::Server | Role::Hub => Vec::new(),
         Role::Control => {
@@ -77,17 +74,14 @@ fn services(role: Role) -> Vec<(String, String)> {
                 // Both forms of an acknowledgement; the longer one names the stream's domain and account hash.
                 &format!("$JS.ACK.{desired}.>"),
                 &format!("$JS.ACK.{}.*.{desired}.>", subject::DOMAIN_HUB),
+                &read(Lane::State),
             ]
-            .into_iter()
-            .map(same)
-            .chain([read(Lane::State)])
-            .collect()
+            .map(str::to_owned)
+            .to_vec()
         }
-        Role::Work => ["from.>", "from-bulk.>", "_cursor.>"]
-            .into_iter()
-            .map(same)
-            .chain([read(Lane::Workload)])
-            .collect(),
+        Role::Work => {
+            ["from.>", "from-bulk.>", "_cursor.>", &read(Lane::Workload)].map(str::to_owned).to_vec()
+        }
     }
 }
 
@@ -97,8 +91,8 @@ mod tests {
     use crate::identity::node_permissions;
     use schemas::name::NodeName;
 
-    fn local(import: &Value) -> &str {
-        import.get("local_subject").or(import.get("subject")).and_then(Value::as_str).unwrap()
+    fn subject_of(import: &Value) -> &str {
+        import.get("subject").and_then(Value::as_str).unwrap()
     }
 
     #[test]
@@ -109,13 +103,13 @@ mod tests {
             for subject in &permissions.publish_allow {
                 // The server takes the domain's name out before it looks for an import.
                 let plain = subject.replace("$JS.hub.API.", "$JS.API.");
-                let imported = imports.iter().any(|import| subject::matches(local(import), &plain));
+                let imported = imports.iter().any(|import| subject::matches(subject_of(import), &plain));
                 assert!(imported || plain == "app.>", "{subject}");
             }
             for import in &imports {
                 let own = permissions.publish_allow.iter().chain(&permissions.subscribe_allow);
                 let mut own = own.map(|subject| subject.replace("$JS.hub.API.", "$JS.API."));
-                assert!(own.any(|subject| subject::matches(local(import), &subject)), "{import}");
+                assert!(own.any(|subject| subject::matches(subject_of(import), &subject)), "{import}");
             }
         }
     }

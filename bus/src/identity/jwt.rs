@@ -31,7 +31,7 @@ pub fn operator(
 }
 
 /// What an account has, gives and takes.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Terms {
     /// Streams, of any size: their bounds stand in the table of streams.
     pub streams: bool,

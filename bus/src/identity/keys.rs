@@ -143,13 +143,10 @@ impl HubKeys {
         self.linked(account).lock().revocations.contains_key(public_key)
     }
 
-    /// Gives the running server the present tokens of the accounts in which nodes end. `sys` is a client in the server's own
-    /// account. Connections of revoked users end within milliseconds.
-    pub async fn push(&self, sys: &async_nats::Client) -> Result<(), IdentityError> {
-        for account in [&self.control, &self.work] {
-            account.push(sys).await?;
-        }
-        Ok(())
+    /// Gives the running server the present token of the account in which that of a node ends. `sys` is a client in the
+    /// server's own account. Connections of revoked users end within milliseconds.
+    pub async fn push(&self, sys: &async_nats::Client, account: Account) -> Result<(), IdentityError> {
+        self.linked(account).push(sys).await
     }
 
     /// The account in which that of a node ends.

@@ -106,7 +106,10 @@ impl HubServer {
 
     async fn push_accounts(&self) -> Result<(), ServerError> {
         let sys = self.sys_client().await?;
-        Ok(self.keys.push(&sys).await?)
+        for account in [Account::Control, Account::Work] {
+            self.keys.push(&sys, account).await?;
+        }
+        Ok(())
     }
 
     /// Has the server show the certificate that its file holds now. Connections that stand go on; one whose handshake meets
@@ -143,7 +146,7 @@ impl HubServer {
     pub async fn revoke(&self, account: Account, public_key: &str) -> Result<(), ServerError> {
         self.keys.revoke(account, public_key)?;
         let sys = self.sys_client().await?;
-        Ok(self.keys.push(&sys).await?)
+        Ok(self.keys.push(&sys, account).await?)
     }
 
     /// What the server refuses from now on.
