@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use cel::objects::Key;
 use cel::{Context, Env, Program, Value};
-
 use schemas::expression::{NESTED_MAX, nested, roomy, value};
 
 use crate::decode::safe;
@@ -18,6 +17,7 @@ pub const NAMES: [&str; 9] =
     ["subject", "payload", "headers", "type", "source", "time", "size", "account", "node"];
 /// Longest expression.
 const EXPRESSION_MAX_BYTES: usize = 1_024;
+
 /// An expression that can be asked.
 pub struct Where {
     program: Program,

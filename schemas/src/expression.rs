@@ -114,16 +114,18 @@ impl Expression {
                 "a message of {bytes} bytes is not given to an expression: at most {PAYLOAD_MAX_BYTES}"
             ));
         }
+        let too_much = |what: String| {
+            format!(
+                "a message of {what} is not given to an expression with a macro: at most {MACRO_PAYLOAD_MAX_BYTES} bytes \
+                 and {MACRO_VALUES_MAX} values"
+            )
+        };
+        if self.has_macro && facts.payload.len() > MACRO_PAYLOAD_MAX_BYTES {
+            return Err(too_much(format!("{} bytes", facts.payload.len())));
+        }
         let payload = payload(facts.payload);
-        if self.has_macro {
-            let values = values(&payload);
-            if facts.payload.len() > MACRO_PAYLOAD_MAX_BYTES || values > MACRO_VALUES_MAX {
-                return Err(format!(
-                    "a message of {} bytes and {values} values is not given to an expression with a macro: at most \
-                     {MACRO_PAYLOAD_MAX_BYTES} bytes and {MACRO_VALUES_MAX} values",
-                    facts.payload.len()
-                ));
-            }
+        if self.has_macro && values(&payload) > MACRO_VALUES_MAX {
+            return Err(too_much(format!("{} values", values(&payload))));
         }
         let mut context = Context::default();
         context.add_variable_from_value("payload", payload);

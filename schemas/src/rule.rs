@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::expression::Expression;
+use crate::expression::{Expression, TEXT_MAX_BYTES};
 use crate::fault::Fault;
 use crate::name::{NodeName, check_object_name};
 use crate::object::Object;
@@ -22,8 +22,6 @@ pub const ENDPOINT_TYPES: [&str; 4] = ["rest", "eventbus", "servicebus", "nats"]
 pub const RESOURCE_MAX: usize = 16;
 /// The longest value in them.
 pub const VALUE_MAX_BYTES: usize = 2048;
-/// The longest `filter` or `map`.
-pub const EXPRESSION_MAX_BYTES: usize = 4096;
 /// In `sourceResource` and `targetResource`: the node that the rule is for.
 pub const NODE_NAME: &str = "node_name";
 
@@ -105,11 +103,11 @@ pub fn read_rule(object: &Object) -> Result<RuleSpec, Vec<Fault>> {
         }
     }
     for (field, text) in [("spec.filter", &spec.filter), ("spec.map", &spec.map)] {
-        if text.as_ref().is_some_and(|text| text.len() > EXPRESSION_MAX_BYTES) {
-            let why = format!("must have at most {EXPRESSION_MAX_BYTES} bytes");
-            faults.push(Fault::invalid(field, "", why));
-        } else if let Some(Err(why)) = text.as_deref().map(Expression::read) {
-            faults.push(Fault::invalid(field, text.as_deref().unwrap_or(""), why));
+        if let Some(text) = text.as_deref()
+            && let Err(why) = Expression::read(text)
+        {
+            let shown = if text.len() > TEXT_MAX_BYTES { "" } else { text };
+            faults.push(Fault::invalid(field, shown, why));
         }
     }
     if faults.is_empty() { Ok(spec) } else { Err(faults) }
