@@ -13,6 +13,7 @@
 //! * [`link`] an edge's side of the link to the hub: byte-bounded pulls, atomic batches with a cursor
 //! * [`stream`] credit-bounded byte streams (logs, exec)
 //! * [`queue`] stored messages taken one by one, by consumers that come and go; [`dead`] dead letters
+//! * [`acknowledgement`] what a stream answers
 //! * [`command`] asking a module on a node
 //! * [`audit`] the hub's audit streams
 //! * [`guest`] connections in the name of who comes through another door
@@ -21,6 +22,7 @@
 //! * [`proxy`] an HTTP proxy on the way to the hub
 //! * [`connection`] connecting; [`server`] supervising a `nats-server`; [`identity`] keys and permissions
 
+pub mod acknowledgement;
 pub mod audit;
 pub mod command;
 pub mod connection;

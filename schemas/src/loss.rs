@@ -59,6 +59,8 @@ pub enum Reason {
     DeadLetter,
     /// The hub had it and lost it, being restored from an older backup; the node had let it go by then.
     HubRestored,
+    /// No workload said it: it was an answer of the node's own server, put on that subject by who asked.
+    Answer,
     /// Something that this version does not know.
     #[serde(other)]
     Other,
@@ -72,6 +74,7 @@ impl Reason {
             Reason::DiskFull => "disk-full",
             Reason::DeadLetter => "dead-letter",
             Reason::HubRestored => "hub-restored",
+            Reason::Answer => "answer",
             Reason::Other => "other",
         }
     }

@@ -21,11 +21,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use schemas::envelope::Headers;
 use schemas::subject;
-use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Pass;
+use crate::acknowledgement::{self, Refused, Stored};
 use crate::connection::{REQUEST_TIMEOUT, to_nats};
 use crate::tool::{Message, Subscription};
 
@@ -82,17 +82,6 @@ pub enum GuestError {
     /// Something answered that is no acknowledgement.
     #[error("what answered on {0} is no acknowledgement of a stream")]
     NoAcknowledgement(String),
-}
-
-/// A stream's acknowledgement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
-    /// The stream.
-    pub stream: String,
-    /// The message's sequence in it.
-    pub sequence: u64,
-    /// It was there already, under the same `Nats-Msg-Id`.
-    pub duplicate: bool,
 }
 
 /// Why there is no connection.
@@ -353,7 +342,11 @@ impl Guest {
         timeout: Duration,
     ) -> Result<Stored, GuestError> {
         let answer = self.ask(to, headers, payload, timeout).await?;
-        acknowledgement(&answer.payload).unwrap_or_else(|| Err(GuestError::NoAcknowledgement(to.to_owned())))
+        match acknowledgement::read(&answer.payload) {
+            Some(Ok(stored)) => Ok(stored),
+            Some(Err(Refused { code, description })) => Err(GuestError::NotStored { code, description }),
+            None => Err(GuestError::NoAcknowledgement(to.to_owned())),
+        }
     }
 
     /// Listens on a subject (wildcards allowed); the server has taken it when this returns.
@@ -463,64 +456,9 @@ impl Ear {
     }
 }
 
-#[derive(Deserialize)]
-struct Answer {
-    #[serde(default)]
-    stream: String,
-    #[serde(default)]
-    seq: u64,
-    #[serde(default)]
-    duplicate: bool,
-    error: Option<Refused>,
-}
-
-#[derive(Deserialize)]
-struct Refused {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
-}
-
-/// A stream's acknowledgement or refusal; `None` when it is neither.
-fn acknowledgement(payload: &[u8]) -> Option<Result<Stored, GuestError>> {
-    let answer: Answer = serde_json::from_slice(payload).ok()?;
-    if let Some(Refused { err_code, description }) = answer.error {
-        return Some(Err(GuestError::NotStored { code: err_code, description }));
-    }
-    let Answer { stream, seq, duplicate, .. } = answer;
-    (!stream.is_empty() && seq > 0).then_some(Ok(Stored { stream, sequence: seq, duplicate }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_acknowledgement_is_read() {
-        let stored = |sequence, duplicate| Some(Ok(Stored { stream: "UPLINK".into(), sequence, duplicate }));
-        let full = GuestError::NotStored { code: 10077, description: "maximum bytes exceeded".into() };
-        for (text, want) in [
-            (r#"{"stream":"UPLINK","seq":7,"domain":"edge-a"}"#, stored(7, false)),
-            (r#"{"stream":"UPLINK","seq":7,"duplicate":true}"#, stored(7, true)),
-            (
-                r#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"},"stream":"UPLINK","seq":0}"#,
-                Some(Err(full)),
-            ),
-            (r#"{"stream":"","seq":1}"#, None),
-            (r#"{"temperature":21}"#, None),
-            ("21", None),
-            ("", None),
-        ] {
-            assert_eq!(acknowledgement(text.as_bytes()), want, "{text}");
-        }
-    }
-
-    #[test]
-    fn whatever_answers_is_read() {
-        let samples = [br#"{"stream":"UPLINK","seq":7,"duplicate":true,"error":{"err_code":1}}"#.to_vec()];
-        crate::fuzz::try_bytes("an acknowledgement", &samples, |bytes| drop(acknowledgement(bytes)));
-    }
 
     #[test]
     fn a_refusal_concerns_who_said_it_since() {

@@ -8,7 +8,7 @@
 pub mod connection;
 pub mod pool;
 
-pub use connection::{Ear, Guest, GuestError, Heard, Stored};
+pub use connection::{Ear, Guest, GuestError, Heard};
 pub use pool::{EnterError, Guests};
 
 /// A name and a password, as they were given at the door.

@@ -185,7 +185,12 @@ fn what_cannot_be_carried_is_put_aside_and_what_was_dropped_is_told() {
         matches!(&effects[..], [Effect::Dead { payload, .. }] if payload.len() < 1_000_000),
         "{effects:?}"
     );
-    node.deliver(2, "default.test", b"a");
+    let answer = br#"{"stream":"UPLINK","domain":"edge-n1","seq":7}"#;
+    let effects = node.deliver(2, "default.test", answer);
+    assert!(
+        matches!(&effects[..], [Effect::Dead { .. }]),
+        "the server's own answer is no workload's: {effects:?}"
+    );
     node.deliver(12, "default.test", b"b");
     let told = |effects: Vec<Effect<edge::Act>>| {
         effects.into_iter().find_map(|effect| match effect {

@@ -5,6 +5,7 @@
 //! Whatever dies when, the cursor at the hub says what was taken. After any doubt it is read again; a message that the hub
 //! will never take is found by halving the batch, and dead-lettered.
 
+use bus::acknowledgement;
 use bus::link::{Have, LinkError, Raise, Stored, StreamState};
 use schemas::envelope::header;
 use schemas::loss::{Account, Drops, Origin, Reason};
@@ -79,12 +80,16 @@ enum Phase {
     Away,
     FindingCursor,
     Reading,
-    /// `first` of `count` messages: who it is that the hub refuses, when it is alone. What comes after `last` is being read.
+    /// `first` of `count` messages: who it is that the hub refuses, when it is alone. `passed` were read and are not in it.
+    /// What comes after `last` is being read.
     Committing {
         last: u64,
         first: Option<Stored>,
         count: usize,
         bytes: usize,
+        passed: usize,
+        /// The lane's, when the batch is through.
+        account: Account,
     },
 }
 
@@ -335,17 +340,20 @@ impl Up {
             self.next = first.sequence; // counted, whatever becomes of the batch
         }
         self.waiting = self.waiting.max(messages.len() as u64);
-        let raises: Vec<Raise> = messages
-            .into_iter()
-            .filter_map(|message| {
-                let subject = subject::raised(&self.node, self.lane, &message.subject)?;
-                let origin = Origin { generation: self.generation.clone(), sequence: message.sequence };
-                let mut headers = message.headers;
-                headers.insert(header::ORIGIN.to_owned(), origin.to_string());
-                Some(Raise { subject, headers, payload: message.payload })
-            })
-            .collect();
-        self.commit(raises, last, Some(first))
+        // A workload can have the server's answer put where another speaks: what it says is nobody's word.
+        let (answers, messages): (Vec<Stored>, Vec<Stored>) = match self.lane.is_alone() {
+            true => messages.into_iter().partition(|m| acknowledgement::is_one(&m.headers, &m.payload)),
+            false => (Vec::new(), messages),
+        };
+        self.commit(messages, &answers, last)
+    }
+
+    fn raise(&self, message: Stored) -> Option<Raise> {
+        let subject = subject::raised(&self.node, self.lane, &message.subject)?;
+        let origin = Origin { generation: self.generation.clone(), sequence: message.sequence };
+        let mut headers = message.headers;
+        headers.insert(header::ORIGIN.to_owned(), origin.to_string());
+        Some(Raise { subject, headers, payload: message.payload })
     }
 
     /// The stream could not be read.
@@ -368,14 +376,23 @@ impl Up {
             return vec![self.read()];
         }
         self.quiet = 0;
-        self.commit(Vec::new(), through, None)
+        self.commit(Vec::new(), &[], through)
     }
 
-    fn commit(&mut self, messages: Vec<Raise>, last: u64, first: Option<Stored>) -> Vec<Step> {
+    /// `answers` stand between the messages, or after them, and are given up with the batch: then they are counted once, however
+    /// often it is tried.
+    fn commit(&mut self, messages: Vec<Stored>, answers: &[Stored], last: u64) -> Vec<Step> {
         let bytes = messages.iter().map(|message| message.payload.len()).sum();
-        self.phase = Phase::Committing { last, first, count: messages.len(), bytes };
+        let mut account = self.account.clone();
+        for answer in answers {
+            account.drops.add(answer.sequence, answer.sequence, Reason::Answer);
+        }
+        let cursor = Cursor { account: account.clone(), ..self.cursor(last) };
+        let first = messages.first().cloned();
+        let messages: Vec<Raise> = messages.into_iter().filter_map(|message| self.raise(message)).collect();
+        let (count, passed) = (messages.len(), answers.len());
+        self.phase = Phase::Committing { last, first, count, bytes, passed, account };
         self.ahead = None;
-        let cursor = self.cursor(last);
         let commit = Step::Commit { lane: self.lane, messages, cursor, expect_revision: self.revision };
         vec![commit, Step::Read(self.lane, last + 1)]
     }
@@ -389,16 +406,18 @@ impl Up {
         if !matches!(self.phase, Phase::Committing { .. }) {
             return Vec::new();
         }
-        let Phase::Committing { last, first, count, bytes } = std::mem::replace(&mut self.phase, Phase::Away)
+        let Phase::Committing { last, first, count, bytes, passed, account } =
+            std::mem::replace(&mut self.phase, Phase::Away)
         else {
             return Vec::new();
         };
         match outcome {
             Ok(revision) => {
                 self.revision = revision;
+                self.account = account;
                 self.next = last + 1;
                 self.limit = usize::MAX;
-                self.waiting = self.waiting.saturating_sub(count as u64);
+                self.waiting = self.waiting.saturating_sub((count + passed) as u64);
                 if self.waiting == 0 {
                     self.waiting_bytes = 0;
                 }
@@ -406,8 +425,10 @@ impl Up {
                 self.confirmed = Some(confirmed.clone());
                 let mut steps = vec![Step::Save(self.lane, confirmed)];
                 let ahead = self.ahead.take();
-                let (messages, waits) =
-                    (self.untrimmed.0 + count, ahead.as_ref().is_some_and(|a| !a.messages.is_empty()));
+                let (messages, waits) = (
+                    self.untrimmed.0 + count + passed,
+                    ahead.as_ref().is_some_and(|a| !a.messages.is_empty()),
+                );
                 self.untrimmed = (messages, self.untrimmed.1 + bytes);
                 if !waits || messages >= UNTRIMMED_MAX || self.untrimmed.1 >= UNTRIMMED_MAX_BYTES {
                     steps.push(self.trim(last));
@@ -433,10 +454,11 @@ impl Up {
                 // Alone it is refused: step over it, by a batch of the cursor only.
                 Some(first) => {
                     self.limit = usize::MAX;
+                    self.account = account;
                     self.account.drops.add(first.sequence, first.sequence, Reason::DeadLetter);
                     self.next = last + 1; // counted, whatever becomes of the batch
                     let mut steps = vec![Step::Dead(first, error.to_string())];
-                    steps.extend(self.commit(Vec::new(), last, None));
+                    steps.extend(self.commit(Vec::new(), &[], last));
                     steps
                 }
                 None => vec![
@@ -864,6 +886,45 @@ mod tests {
         assert_eq!(reads_from(&mut up, Some((3, cursor("g", 5))), state("g", 8, 9)), 8);
         let (_, commit) = commit_of(&up.have(have(vec![stored(8)]), MAX));
         assert_eq!(commit.account.drops.total, [(Reason::HubRestored, 2)].into(), "6 and 7");
+    }
+
+    #[test]
+    fn the_servers_own_answers_are_not_carried_and_counted_once() {
+        let answer = br#"{"stream":"UPLINK","domain":"edge-n1","seq":7}"#;
+        let said = |sequence, payload: &'static [u8]| Stored {
+            subject: "up.demo.t".into(),
+            payload: bytes::Bytes::from_static(payload),
+            ..stored(sequence)
+        };
+        let mut up = Up::new(NodeName::new("n1").unwrap(), Lane::Workload);
+        reads_from(&mut up, None, state("g", 1, 5));
+        let all = || vec![said(1, answer), said(2, b"a"), said(3, answer), said(4, answer), said(5, b"b")];
+        // However often the batch is tried.
+        for _ in 0..3 {
+            let (messages, commit) = commit_of(&up.have(have(all()), MAX));
+            assert_eq!(messages, ["g.2", "g.5"]);
+            assert_eq!((commit.sequence, &commit.account.drops.total), (5, &[(Reason::Answer, 3)].into()));
+            up.committed(Err(LinkError::Refused { code: 1, cause: "halved".into() }), MAX);
+            up.limit = usize::MAX;
+            assert!(up.drops().is_empty());
+        }
+        up.have(have(all()), MAX);
+        up.committed(Ok(1), MAX);
+        assert_eq!((up.drops().count(), up.waiting()), (3, 0));
+        // Alone, they are stepped over; one message beside them that the hub refuses is that one.
+        let (messages, commit) = commit_of(&up.have(have(vec![said(6, answer)]), MAX));
+        assert!(messages.is_empty() && commit.sequence == 6);
+        up.committed(Ok(2), MAX);
+        up.have(have(vec![said(7, answer), said(8, b"c")]), MAX);
+        let steps = up.committed(Err(LinkError::Refused { code: 1, cause: "never".into() }), MAX);
+        assert!(matches!(&steps[0], Step::Dead(message, _) if message.sequence == 8), "{steps:?}");
+        assert_eq!(up.drops().total, [(Reason::Answer, 5), (Reason::DeadLetter, 1)].into());
+
+        // Edgewire's own streams are nobody else's to write to.
+        let mut up = self::up();
+        reads_from(&mut up, None, state("g", 1, 1));
+        let own = Stored { payload: bytes::Bytes::from_static(answer), ..stored(1) };
+        assert_eq!(commit_of(&up.have(have(vec![own]), MAX)).0.len(), 1);
     }
 
     #[test]

@@ -87,7 +87,7 @@ const TRIED: &[(&str, &[&str])] = &[
     ("cli/src/check/door.rs", &["whatever_the_other_end_says_is_read"]),
     ("cli/src/check/certificate.rs", &["whatever_is_sent_as_a_certificate_is_read"]),
     ("bus/src/server/denials.rs", &["whatever_a_server_logs_is_read"]),
-    ("bus/src/guest/connection.rs", &["whatever_answers_is_read"]),
+    ("bus/src/acknowledgement.rs", &["whatever_answers_is_read"]),
     ("modules/door/src/login.rs", &["what_comes_to_the_door_is_read_whatever_it_is"]),
     ("modules/door/src/route.rs", &["what_comes_to_the_door_is_read_whatever_it_is"]),
     ("modules/door/src/ring.rs", &["what_comes_to_the_door_is_read_whatever_it_is"]),

@@ -8,10 +8,11 @@ use async_nats::Message;
 use bus::connection::{Bus, Login, dial};
 use bus::module::Account;
 use futures::{Stream, StreamExt};
+use schemas::subject::{STREAM_FROM, STREAM_UPLINK};
 use serde_json::json;
 use tests::cluster::{Cluster, Operator, eventually};
 
-use crate::support::{IDLE, gone, inside, pod, runs, sensor, the_same};
+use crate::support::{IDLE, gone, inside, loss_of, pod, runs, sensor, the_same};
 
 /// A credential, as a container finds it in its environment.
 #[derive(Debug, Clone)]
@@ -67,6 +68,18 @@ async fn a_pod_reaches_its_namespaces_subjects_and_no_others() -> anyhow::Result
     inside(&edge, async move || hears(&mine, &theirs, &operator).await).await?;
     let mine = own.clone();
     inside(&edge, async move || no_raw_jetstream(&mine).await).await?;
+    let (mine, theirs) = (own.clone(), other.clone());
+    inside(&edge, async move || has_answers_put_elsewhere(&mine, &theirs).await).await?;
+    let row = eventually("what the server answered is counted", 60, async || {
+        let row = loss_of(&cluster, "edge-a", STREAM_UPLINK).await?;
+        Ok(row.filter(|row| row["dropped"]["answer"] == ANSWERS))
+    });
+    let row = row.await?;
+    anyhow::ensure!(row["gaps"] == 0, "{row}");
+    let came = cluster.stored(Account::Control, STREAM_FROM, "from.edge-a.default.>").await?;
+    let came: Vec<&str> = came.iter().map(|stored| stored.subject.as_str()).collect();
+    let said = ["from.edge-a.default.e2e", "from.edge-a.default.last"]; // by the operator and by their own pod
+    anyhow::ensure!(came == said, "as pods of default: {came:?}");
 
     // Withdrawn when the pod is gone: the open connection too.
     let (mine, (opened, open), (gone_now, is_gone)) =
@@ -186,6 +199,19 @@ async fn no_raw_jetstream(own: &Credential) -> anyhow::Result<()> {
     let stored =
         bus.client().request("up.demo.e2e", "x".into()).await.context("a durable word is acknowledged")?;
     anyhow::ensure!(String::from_utf8_lossy(&stored.payload).contains("UPLINK"), "{:?}", stored.payload);
+    Ok(())
+}
+
+/// How often a pod has the server's answer put where another namespace speaks.
+const ANSWERS: u64 = 3;
+
+async fn has_answers_put_elsewhere(own: &Credential, other: &Credential) -> anyhow::Result<()> {
+    let (bus, theirs) = (own.dial().await?, other.dial().await?);
+    for _ in 0..ANSWERS {
+        bus.client().publish_with_reply("up.demo.e2e", "up.default.forged", "x".into()).await?;
+    }
+    bus.client().request("up.demo.e2e", "x".into()).await?;
+    theirs.client().request("up.default.last", "x".into()).await?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod service_bus;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bus::acknowledgement;
 use bus::flow::Flow;
 use bus::module::{Account, Delivery, Effect, Entry, EntryValue, Input, Message, Module};
 use schemas::Timestamp;
@@ -207,6 +208,11 @@ impl Router {
         }
         self.count(delivery.sequence, now);
         let routes = self.table.on_node(&self.node, &delivery.subject);
+        if !routes.is_empty() && acknowledgement::is_one(&delivery.headers, &delivery.payload) {
+            // Whoever asked had it put there, and may be of another namespace.
+            let reason = "no workload said it: it is an answer of the node's own server".to_owned();
+            return vec![Effect::Dead { subject: delivery.subject, payload: delivery.payload, reason }];
+        }
         if delivery.payload.len() > BODY_MAX_BYTES {
             let size = delivery.payload.len();
             let reason = format!("a rule carries at most {BODY_MAX_BYTES} bytes, this has {size}");
