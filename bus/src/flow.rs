@@ -84,6 +84,8 @@ pub enum Kind {
     Link,
     /// Be woken by what is stored on this server; the stream is read where it was left.
     Arrivals,
+    /// Hear what an object names, by the module's rim.
+    Named,
     /// Byte streams, in either direction. See [`crate::stream`].
     Stream,
 }
@@ -165,6 +167,10 @@ impl Flow {
     pub fn arrivals(filter: impl Into<String>) -> Self {
         Self::control(Kind::Arrivals, filter, "wake-up only")
     }
+    /// Hear what an object names: opened by the module's rim, not by the runner.
+    pub fn named(filter: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::Named, filter, payload)
+    }
     /// Byte streams.
     pub fn stream(payload: &'static str) -> Self {
         Self::control(Kind::Stream, "ew.str.*.*", payload)
@@ -198,7 +204,8 @@ impl Flow {
             | Kind::Take { .. }
             | Kind::Read { .. }
             | Kind::Streams
-            | Kind::Arrivals => "in",
+            | Kind::Arrivals
+            | Kind::Named => "in",
             Kind::Publish | Kind::Request | Kind::Write { .. } | Kind::Report | Kind::Bound { .. } => "out",
             Kind::Manage { .. } | Kind::Link | Kind::Stream => "both",
         }
@@ -224,6 +231,7 @@ impl Flow {
             Kind::Streams => "streams of the account, listed and read".into(),
             Kind::Link => "across the link".into(),
             Kind::Arrivals => "live, wake-up".into(),
+            Kind::Named => "live, as an object names it".into(),
             Kind::Stream => "byte stream, credit-bounded".into(),
         }
     }
@@ -311,7 +319,7 @@ pub fn permissions(
                 .into_iter()
                 .for_each(|verb| api(&mut publish, verb.to_owned())),
             Kind::Link => publish.push(flow.subject.clone()),
-            Kind::Arrivals => subscribe.push(flow.subject.clone()),
+            Kind::Arrivals | Kind::Named => subscribe.push(flow.subject.clone()),
             Kind::Stream => {
                 publish.push("ew.str.*.*".to_owned());
                 subscribe.push("ew.str.*.*".to_owned());

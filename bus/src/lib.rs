@@ -15,6 +15,7 @@
 //! * [`queue`] stored messages taken one by one, by consumers that come and go; [`dead`] dead letters
 //! * [`acknowledgement`] what a stream answers
 //! * [`command`] asking a module on a node
+//! * [`relay`] taking what MQTT clients said, for who carries it elsewhere
 //! * [`audit`] the hub's audit streams
 //! * [`guest`] connections in the name of who comes through another door
 //! * [`tool`] what a tool at a prompt needs: listen, publish, ask
@@ -39,6 +40,7 @@ pub mod program;
 pub mod provision;
 pub mod proxy;
 pub mod queue;
+pub mod relay;
 pub mod runner;
 pub mod server;
 pub mod store;

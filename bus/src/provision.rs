@@ -1,5 +1,9 @@
 //! The streams and buckets, in one table, with their bounds and what happens at the bound. Making them is idempotent.
 
+mod mqtt;
+
+pub use mqtt::{MQTT_STREAMS, bound_mqtt, provision_mqtt};
+
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType};
@@ -204,7 +208,7 @@ pub const TABLE: &[Row] = &[
             Place::Edge,
             Account::Work,
             subject::STREAM_RULES,
-            &[subject::RULES_NONE],
+            &[subject::RULES_ENTRUSTED],
             64,
             Full::DropOldest,
             "messages that rules carry to the hub, as they came; captures what the rules on this node name",
@@ -326,7 +330,13 @@ pub async fn bound(bus: &Bus, place: Place, stream: &str, bound: Bound) -> Resul
     let row =
         TABLE.iter().find(|row| row.place == place && row.account == bus.account && row.stream() == stream);
     let usual = row.ok_or_else(|| fail("it is not in the table".to_owned()))?.config();
-    let found = bus.jetstream.get_stream(stream).await.map_err(|error| fail(error.to_string()))?;
+    rebound(bus, usual, bound).await
+}
+
+async fn rebound(bus: &Bus, usual: Config, bound: Bound) -> Result<bool, ProvisionError> {
+    let stream = usual.name.clone();
+    let fail = |cause: String| ProvisionError { stream: stream.clone(), cause };
+    let found = bus.jetstream.get_stream(&stream).await.map_err(|error| fail(error.to_string()))?;
     let (now, bytes) = (found.cached_info().config.max_bytes, found.cached_info().state.bytes);
     let max_bytes = match bound {
         Bound::Usual => usual.max_bytes,

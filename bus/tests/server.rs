@@ -1019,6 +1019,41 @@ async fn what_is_wrong_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_taken_mqtt_port_is_left_out_until_a_start_finds_it_free() {
+    let ground = Ground::new("mqtt");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let config = LeafConfig { mqtt: Some(address), ..leaf_config(&ground, "n1", None) };
+    let start = async || {
+        let server = leaf_with(&config).await;
+        let status = server.status().borrow().clone();
+        (server, status)
+    };
+    let (server, first) = start().await;
+    assert_eq!((first.left_out, server.mqtt().await), (Some(address), None));
+    // A reload changes nothing of it: the server would refuse to begin to listen.
+    let user = User::new("one", Account::Work, Permissions::full());
+    server.put_users(vec![user.clone()]).await.unwrap();
+    server.leave_running().await.unwrap();
+    let (server, second) = start().await;
+    assert_eq!(
+        (second.left_out, second.pid, second.adopted),
+        (Some(address), first.pid, true),
+        "nothing to gain"
+    );
+    server.leave_running().await.unwrap();
+    drop(taken);
+    let (server, third) = start().await;
+    assert_eq!((third.left_out, third.adopted, server.mqtt().await), (None, false, Some(address)));
+    std::net::TcpStream::connect(address).unwrap();
+    server.put_users(vec![User::new("two", Account::Work, Permissions::full())]).await.unwrap();
+    server.leave_running().await.unwrap();
+    let (server, fourth) = start().await;
+    assert_eq!((fourth.left_out, fourth.pid, fourth.adopted), (None, third.pid, true));
+    server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_store_is_told_and_never_keeps_the_server_down() {
     let ground = Ground::new("store");
     let config = leaf_config(&ground, "n1", None);

@@ -11,6 +11,7 @@ mod audit;
 mod bench;
 mod ca;
 mod check;
+mod creds;
 mod dead;
 mod decode;
 mod diverged;
@@ -127,6 +128,9 @@ enum Command {
     /// Make, list and revoke the tokens with which nodes join
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Make, list and revoke logins on a node, for devices and programs outside pods
+    #[command(subcommand)]
+    Creds(creds::CredsCommand),
     /// Show who did what, and who was refused what, at the hub and on the nodes
     Audit(audit::AuditArgs),
     /// Show what nodes sent and the hub has: what is missing, what came twice, what was dropped and why
@@ -262,6 +266,7 @@ async fn perform(command: Command, screen: &mut Screen, notices: &Notices) -> Ou
         Command::Loss(args) => loss::run(args, screen).await,
         Command::Diverged(args) => diverged::run(args, screen, notices).await,
         Command::Release(args) => diverged::release(args, screen).await,
+        Command::Creds(command) => creds::run(command, screen).await,
         Command::Token(command) => token::run(command, screen).await,
         Command::Completion { shell } => screen.print(&completion(&shell)).await,
         Command::Version => screen.print(concat!("edgewire ", env!("CARGO_PKG_VERSION"), "\n")).await,

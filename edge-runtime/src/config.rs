@@ -82,6 +82,9 @@ pub struct RunArgs {
     /// Port of the node's own bus, on the pods' gateway address [default: 4222]
     #[arg(long, env = "EDGEWIRE_BUS_PORT", value_name = "PORT")]
     pub bus_port: Option<u16>,
+    /// Port of MQTT, on the same address; 0: it is not served. A port that is taken is left out, and said [default: 1883]
+    #[arg(long, env = "EDGEWIRE_MQTT_PORT", value_name = "PORT")]
+    pub mqtt_port: Option<u16>,
     /// Port of the bus by HTTP, on the same address; 0 for none [default: 9480]
     #[arg(long, env = "EDGEWIRE_HTTP_PORT", value_name = "PORT")]
     pub http_port: Option<u16>,
@@ -133,6 +136,7 @@ struct File {
     name: Option<String>,
     data_dir: Option<PathBuf>,
     bus_port: Option<u16>,
+    mqtt_port: Option<u16>,
     http_port: Option<u16>,
     service_bus: Option<String>,
     pod_cidr: Option<String>,
@@ -158,6 +162,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Port of the node's bus.
     pub bus_port: u16,
+    /// Port of MQTT; `None`: it is not served.
+    pub mqtt_port: Option<u16>,
     /// Port of the bus by HTTP, if there is one.
     pub http_port: Option<u16>,
     /// Where the service bus listens, if it does.
@@ -269,6 +275,11 @@ impl Config {
             let cap = cap.map_err(|why| anyhow!("EW-CONFIG: uplink_caps: {why}"))?;
             uplink_caps.insert(cap.lane, cap.bytes_per_s);
         }
+        let bus_port = args.bus_port.or(file.bus_port).unwrap_or(4222);
+        let mqtt_port = Some(args.mqtt_port.or(file.mqtt_port).unwrap_or(1883)).filter(|port| *port != 0);
+        if mqtt_port == Some(bus_port) {
+            bail!("EW-CONFIG: bus_port and mqtt_port are both {bus_port}; give one of them another port");
+        }
         let log_json = match args.log_format.or(file.log_format).as_deref() {
             None | Some("human") => false,
             Some("json") => true,
@@ -288,7 +299,8 @@ impl Config {
             data_dir: absolute(
                 args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/edgewire")),
             )?,
-            bus_port: args.bus_port.or(file.bus_port).unwrap_or(4222),
+            bus_port,
+            mqtt_port,
             http_port: Some(args.http_port.or(file.http_port).unwrap_or(HTTP_PORT)).filter(|port| *port != 0),
             service_bus,
             pod_cidr,
@@ -342,6 +354,14 @@ mod tests {
     }
 
     #[test]
+    fn mqtt_is_served_unless_told_otherwise() {
+        for (flags, want) in [(vec![], Some(1883)), (vec!["--mqtt-port", "0"], None)] {
+            let args = Args::parse_from([vec!["edge-runtime"], flags].concat());
+            assert_eq!(Config::load(args.run).unwrap().mqtt_port, want);
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let [fast, all] = ["bulk = 'fast'", "all = '2M'"].map(|cap| {
@@ -355,6 +375,7 @@ mod tests {
             (vec!["--label", "novalue"], "novalue"),
             (vec!["--service-bus", "0.0.0.0:9060"], "service_bus"),
             (vec!["--log-format", "xml"], "xml"),
+            (vec!["--mqtt-port", "4222"], "mqtt_port"),
             (vec!["--config", &fast], "\"fast\""),
             (vec!["--config", &all], "there are state, events"),
             (vec!["--config", "/does/not/exist"], "/does/not/exist"),

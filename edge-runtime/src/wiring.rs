@@ -13,7 +13,7 @@ use bus::identity::{Permissions, membership, write_private};
 use bus::module::Account;
 use bus::provision::{self, Place};
 use bus::runner::Spec;
-use bus::server::{LeafConfig, LeafServer};
+use bus::server::{LeafConfig, LeafServer, ServerError};
 use containers::runtime::RuntimeConfig;
 use credentials::{Credentials, CredentialsRim};
 use door::{DoorModule, DoorRim};
@@ -25,6 +25,7 @@ use sync::edge::Sync;
 use sync::facts::NodeConfig;
 use sync::rim::EdgeRim;
 use tokio_util::sync::CancellationToken;
+use topicmap::{TopicMapRim, TopicMaps};
 
 use crate::config::Config;
 use crate::containerd::{self, Containerd};
@@ -81,6 +82,7 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<()
             node: node.clone(),
             data_dir: config.data_dir.join(LEAF_DIR),
             listen: (config.pod_cidr.gateway(), config.bus_port).into(),
+            mqtt: config.mqtt_port.map(|port| (config.pod_cidr.gateway(), port).into()),
             binary: config.nats_server.clone(),
             store_max_bytes: STORE_BYTES_MAX,
             hub,
@@ -93,15 +95,23 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<()
         notices
             .push(("StoreReplaced".to_owned(), format!("{}; moved to {}", moved.reason, moved.to.display())));
     }
+    if let Some(address) = status.left_out {
+        let error = ServerError::PortInUse { address };
+        notices.push((
+            "MqttPortTaken".to_owned(),
+            format!("{error}; the node runs without MQTT until its next start"),
+        ));
+    }
+    let mqtt = config.mqtt_port.is_some();
     let connector = connector(&leaf, &node);
     register(&leaf, &connector, &node).await?;
-    provision_all(&connector).await?;
+    provision_all(&connector, mqtt).await?;
     let mut host = Host::new(connector.clone(), durable, stop);
     modules(&mut host, config, &node, &leaf, notices);
     operator(&leaf, config, &node).await?;
     tracing::info!(%node, bus = leaf.url(), "node runs");
 
-    let keeping = tokio::spawn(keep_streams(leaf.clone(), connector, stop.clone()));
+    let keeping = tokio::spawn(keep_streams(leaf.clone(), connector, mqtt, stop.clone()));
     let containerd = private.clone().map(|private| {
         let stop = stop.clone();
         tokio::spawn(async move { private.keep(stop).await })
@@ -121,10 +131,11 @@ fn all_flows(node: &NodeName) -> Vec<(&'static str, Vec<Flow>)> {
     vec![
         (sync::edge::NAME, sync::edge::flows(node)),
         (containers::MODULE, containers::flows(node)),
-        (credentials::NAME, credentials::flows()),
+        (credentials::NAME, credentials::flows(node)),
         (door::NAME, door::flows()),
         (identity::edge::NAME, identity::edge::flows(node)),
         (router::NAME, router::edge::flows(node)),
+        (topicmap::NAME, topicmap::flows()),
         ("host", host::flows(node.as_str())),
     ]
 }
@@ -170,25 +181,28 @@ fn connector(leaf: &Arc<LeafServer>, node: &NodeName) -> Connector {
     }
 }
 
-async fn provision_all(connector: &Connector) -> anyhow::Result<()> {
+async fn provision_all(connector: &Connector, mqtt: bool) -> anyhow::Result<()> {
     for account in [Account::Control, Account::Work] {
         let permissions = provision::permissions(&connector.domain);
         let bus = connector.connect_with("provision", permissions, account).await?;
         provision::provision(&bus, Place::Edge).await?;
+        if mqtt && account == Account::Work {
+            provision::provision_mqtt(&bus).await?;
+        }
     }
     Ok(())
 }
 
 /// Streams that the server lost (measured: damaged metadata makes it start without the stream, and making it again brings
 /// its messages back) are made again, soon after each start of the server and from time to time.
-async fn keep_streams(leaf: Arc<LeafServer>, connector: Connector, stop: CancellationToken) {
+async fn keep_streams(leaf: Arc<LeafServer>, connector: Connector, mqtt: bool, stop: CancellationToken) {
     let mut status = leaf.status();
     while !stop.is_cancelled() {
         let changed = tokio::time::timeout(PROVISION_INTERVAL, status.changed()).await;
         if matches!(changed, Ok(Err(_))) {
             return;
         }
-        if let Err(error) = provision_all(&connector).await {
+        if let Err(error) = provision_all(&connector, mqtt).await {
             tracing::debug!(%error, "streams are made again at the next turn");
         }
     }
@@ -221,7 +235,7 @@ fn modules(
     let server = leaf.clone();
     let name = node.clone();
     let http = config.http_port.map(|port| SocketAddr::from((config.pod_cidr.gateway(), port)));
-    host.module(spec(credentials::NAME, credentials::flows()), move || {
+    host.module(spec(credentials::NAME, credentials::flows(node)), move || {
         (Credentials::new(name.clone()), CredentialsRim { server: server.clone(), http })
     });
     if let Some(listen) = http {
@@ -238,6 +252,11 @@ fn modules(
     let (name, service_bus) = (node.clone(), config.service_bus);
     host.module(spec(router::NAME, router::edge::flows(node)), move || {
         (Router::new(name.clone()), RouterRim::new(name.clone(), service_bus))
+    });
+    let (name, server) = (node.clone(), leaf.clone());
+    host.module(spec(topicmap::NAME, topicmap::flows()), move || {
+        let rim = TopicMapRim::new(server.clone(), user_name(Account::Work, topicmap::NAME));
+        (TopicMaps::new(name.clone()), rim)
     });
     let runtime = runtime_config(config);
     let (name, address) = (node.clone(), config.address.clone().unwrap_or_default());

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
-use crate::name::{Namespace, NodeName};
+use crate::name::{DeviceName, Namespace, NodeName};
 
 /// Asks for a pod's credential. Request `ew.local.credentials.issue`; answered with `Reply<Issued>`, the same each time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,8 +14,8 @@ pub struct Issue {
     pub namespace: Namespace,
 }
 
-/// A pod's credential.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A pod's credential, and where it opens a door. Whatever door a node has for its pods is told here and nowhere else.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Issued {
     /// `nats://user:password@address:port`: becomes `NATS_URL`.
     pub url: String,
@@ -24,6 +24,87 @@ pub struct Issued {
     /// `http://user:password@address:port`: becomes `BUS_HTTP_URL`. Absent where the node has no door for HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_url: Option<String>,
+    /// The user in `url`, for clients that want it apart: becomes `NATS_USER`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    /// The password in `url`: becomes `NATS_PASSWORD`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub password: String,
+    /// `mqtt://user:password@address:port`: becomes `MQTT_URL`; `None` where MQTT is not served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mqtt_url: Option<String>,
+}
+
+impl Issued {
+    /// The variables that a container gets of it. Absent doors have none.
+    pub fn env(self) -> Vec<(&'static str, String)> {
+        let doors = [
+            ("NATS_URL", Some(self.url)),
+            ("NATS_INBOX_PREFIX", Some(self.inbox)),
+            ("NATS_USER", Some(self.user)),
+            ("NATS_PASSWORD", Some(self.password)),
+            ("BUS_HTTP_URL", self.http_url),
+            ("MQTT_URL", self.mqtt_url),
+        ];
+        let there = |(name, value): (&'static str, Option<String>)| {
+            value.filter(|value| !value.is_empty()).map(|value| (name, value))
+        };
+        doors.into_iter().filter_map(there).collect()
+    }
+}
+
+/// No log says a password.
+impl std::fmt::Debug for Issued {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issued").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// Annotation of a pod that wants nothing of the bus, with the value [`BUS_NONE`]: no login is made for it.
+pub const ANNOTATION_BUS: &str = "edgewire.io/bus";
+/// See [`ANNOTATION_BUS`].
+pub const BUS_NONE: &str = "none";
+
+/// Most topic trees of one device.
+pub const DEVICE_TOPICS_MAX: usize = 64;
+
+/// Who may connect to a node's server from outside pods. Verb `create` of module `credentials` on a node; answered with
+/// `Reply<DeviceLogin>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewDevice {
+    /// Unique on the node.
+    pub name: DeviceName,
+    /// Whose subjects it opens.
+    pub namespace: Namespace,
+    /// MQTT topic filters of its own, which need no namespace in them; at most [`DEVICE_TOPICS_MAX`].
+    #[serde(default)]
+    pub topics: Vec<String>,
+    /// It may connect by MQTT alone.
+    #[serde(default)]
+    pub mqtt_only: bool,
+}
+
+/// The login of a device: told once, when it is made. Its `inbox` is empty when it may not speak NATS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceLogin {
+    /// As it was asked for.
+    pub device: NewDevice,
+    /// Its doors.
+    pub issued: Issued,
+}
+
+/// Takes a device's login back; its connections end. Verb `revoke` of module `credentials`; answered with `Reply<()>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeDevice {
+    /// Its name.
+    pub name: DeviceName,
+}
+
+/// All devices of a node. Answer to verb `list` of module `credentials`, as `Reply<Devices>`; no passwords.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Devices {
+    /// In the order of their names.
+    pub devices: Vec<NewDevice>,
 }
 
 /// Takes a pod's credential back. Request `ew.local.credentials.revoke`; answered with `Reply<()>`.

@@ -172,10 +172,19 @@ pub const EVENTS: &[EventType] = &[
         "the hub answers again; the message says after how long, and what waited",
     ),
     node("sync", "MessagesDropped", &[Warning], "messages were given up; the message says how many and why"),
+    node("sync", "MqttPortTaken", &[Warning], "another program has the port of MQTT; all else runs"),
     node("sync", "OutboxReplaced", &[Warning], "the node's stream is another one; it starts over"),
     node("sync", "ServerRestarted", &[Warning], "the node's server had stopped trying: it was started anew"),
     node("sync", "StoreRepaired", &[Warning], "entries that the node had lost were fetched again"),
     node("sync", "StoreReplaced", &[Warning], "a damaged store was moved aside and began anew"),
+    node("topicmap", "TopicMapLoop", &[Warning], "maps would feed each other; those do not run"),
+    node("topicmap", "TopicMapTooMany", &[Warning], "the node runs as many maps as it can already"),
+    node(
+        "topicmap",
+        "TopicMapWaits",
+        &[Warning],
+        "a map's goal does not take its messages: what was acknowledged waits, the rest is dropped",
+    ),
 ];
 
 impl EventType {

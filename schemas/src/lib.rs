@@ -12,6 +12,7 @@
 //! * [`report`] what a node says of itself and of its pods
 //! * [`desired`] what a node must have, and the lineage that guards it
 //! * [`credential`] credentials of pods, nodes and tools
+//! * [`mqtt`] MQTT topics as subjects
 //! * [`loss`] where each message stood on its node, and the report that shows none missing
 //! * [`audit`] who did what, and who was refused what
 //! * [`command`] what the hub asks a node to do, and the frames of a byte stream
@@ -33,6 +34,7 @@ pub mod event;
 pub mod expression;
 pub mod fault;
 pub mod loss;
+pub mod mqtt;
 pub mod name;
 pub mod object;
 pub mod pattern;

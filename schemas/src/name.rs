@@ -102,6 +102,11 @@ label_type!(
     Namespace,
     "namespace"
 );
+label_type!(
+    /// The name of a login for a device or a process outside pods: one RFC 1123 label, unique on its node.
+    DeviceName,
+    "device name"
+);
 
 #[cfg(test)]
 mod tests {

@@ -5,9 +5,13 @@
 //! themselves, everything else is `=XX` (two upper case hex digits a byte). `=` is legal in subjects and in KV keys;
 //! the empty text (no namespace, the core API group) is the single token `=`.
 
+mod audit;
 mod declared;
+mod mqtt;
 
+pub use audit::*;
 pub use declared::*;
+pub use mqtt::*;
 
 use crate::name::{Namespace, NodeName};
 
@@ -44,25 +48,6 @@ pub const STREAM_UPLINK: &str = "UPLINK";
 pub const STREAM_BULK: &str = "BULK";
 /// Stream of what could not be decoded or applied, with payload and reason. One on each server.
 pub const STREAM_DEAD: &str = "DEAD";
-
-/// Hub stream of what was done (`ew.audit.done.>`).
-pub const STREAM_AUDIT: &str = "AUDIT";
-/// Hub stream of what was refused (`ew.audit.refused.>`).
-pub const STREAM_REFUSED: &str = "REFUSED";
-
-/// Subject of an audit record at the hub: `ew.audit.<done|refused>.<node>.<verb>`.
-pub fn audit(refused: bool, node: &str, verb: &str) -> String {
-    let outcome = if refused { "refused" } else { "done" };
-    format!("ew.audit.{outcome}.{}.{}", token(node), token(verb))
-}
-
-/// The type of event that is a record for the hub's audit.
-pub const EVENT_AUDIT: &str = "Audit";
-
-/// All audit records of what was done, or of what was refused.
-pub fn audit_filter(refused: bool) -> String {
-    format!("ew.audit.{}.>", if refused { "refused" } else { "done" })
-}
 
 /// JetStream domain of the hub.
 pub const DOMAIN_HUB: &str = "hub";

@@ -10,8 +10,8 @@ use schemas::Timestamp;
 use schemas::backup::{FORMAT, Item, Manifest, StreamSummary};
 use schemas::command::{Frame, OpenExec, OpenLogs, Refusal, Reply};
 use schemas::credential::{
-    Enroll, Enrolled, Heard, Holding, Issue, Issued, JoinToken, NewToken, NodeKeys, NodeRecord, TokenRecord,
-    Withdraw,
+    DeviceLogin, Devices, Enroll, Enrolled, Heard, Holding, Issue, Issued, JoinToken, NewDevice, NewToken,
+    NodeKeys, NodeRecord, RevokeDevice, TokenRecord, Withdraw,
 };
 use schemas::desired::{
     Content, Desired, Diverged, DivergedObject, Epoch, GetPage, GetRequest, Lineage, ListEntry, ListPage,
@@ -242,10 +242,32 @@ fn commands_keep_their_form() {
 #[test]
 fn credentials_keep_their_form() {
     sample("Issue", &Issue { uid: "u-1".into(), namespace: "demo".parse().unwrap() });
-    sample(
-        "Issued",
-        &Issued { url: "nats://u:p@10.0.0.1:4222".into(), inbox: "_INBOX.pod-1".into(), http_url: None },
-    );
+    let before_mqtt = Issued {
+        url: "nats://u:p@10.0.0.1:4222".into(),
+        inbox: "_INBOX.pod-1".into(),
+        user: String::new(),
+        password: String::new(),
+        mqtt_url: None,
+        http_url: None,
+    };
+    sample("Issued", &before_mqtt);
+    let issued = Issued {
+        user: "u".into(),
+        password: "p".into(),
+        mqtt_url: Some("mqtt://u:p@10.0.0.1:1883".into()),
+        ..before_mqtt
+    };
+    sample("IssuedDoors", &issued);
+    let device = NewDevice {
+        name: "press-1".parse().unwrap(),
+        namespace: "demo".parse().unwrap(),
+        topics: vec!["factory/#".into()],
+        mqtt_only: true,
+    };
+    sample("NewDevice", &device);
+    sample("DeviceLogin", &DeviceLogin { device: device.clone(), issued });
+    sample("Devices", &Devices { devices: vec![device.clone()] });
+    sample("RevokeDevice", &RevokeDevice { name: device.name });
     sample("Withdraw", &Withdraw { uid: "u-1".into() });
     let (id, node) = ("t".to_owned(), "n1".parse().unwrap());
     sample(

@@ -186,6 +186,10 @@ mod tests {
             ("_cursor.n2.workload", false, false),
             ("up.default.x", false, false),
             ("local.default.x", false, false),
+            ("$MQTT.msgs.app.default.x", false, false),
+            ("$MQTT.rmsgs.app.default.x", false, false),
+            ("$MQTT.sess.edge-n1.x", false, false),
+            ("factory.line1.temp", false, false),
             ("$JS.hub.API.DIRECT.GET.FROM._cursor.n1.workload", true, false),
             ("ew.hb.n1", false, false),
         ] {

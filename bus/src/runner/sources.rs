@@ -113,6 +113,7 @@ pub(super) async fn open<D: Send + 'static>(
         | Kind::Bound { .. }
         | Kind::Link
         | Kind::Arrivals
+        | Kind::Named
         | Kind::Stream => {}
     }
     Ok(())

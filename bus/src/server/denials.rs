@@ -19,7 +19,8 @@ const LINES_MAX: usize = 200;
 /// One refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denial {
-    /// Who, as the server names them: a user's name or public key; empty when it does not.
+    /// Who, as the server names them: a user's name or public key; empty when it does not. Of an MQTT client the server says
+    /// nothing but the ID that it gave itself: `mqtt client "id"`.
     pub user: String,
     /// `publish`, `subscribe` or `connect`.
     pub verb: &'static str,
@@ -102,9 +103,14 @@ fn denial(line: &str) -> Option<Denial> {
     .into_iter()
     .find_map(|(verb, mark)| line.rsplit_once(mark).map(|(before, after)| (verb, before, after)))?;
     let subject = after.split('"').next().unwrap_or("");
-    let user = before.trim_end_matches('"').rsplit('"').next().unwrap_or("");
-    let user = user.rsplit_once(':').map_or(user, |(_, name)| name);
-    Some(Denial { user: user.to_owned(), verb, subject: subject.to_owned(), count: 1 })
+    let quoted = before.trim_end_matches('"').rsplit('"').next().unwrap_or("");
+    let user = if before.split(" - ").nth(1).is_some_and(|connection| connection.starts_with("mid:")) {
+        // Chosen by the client: it must not look like a user.
+        format!("mqtt client {quoted:?}")
+    } else {
+        quoted.rsplit_once(':').map_or(quoted, |(_, name)| name).to_owned()
+    };
+    Some(Denial { user, verb, subject: subject.to_owned(), count: 1 })
 }
 
 #[cfg(test)]
@@ -139,6 +145,13 @@ mod tests {
         let line = r#"[1] x [ERR] 127.0.0.1:1 - cid:6 - "v2:py: - \"A/user:admin\" - Publish Violation - Subject \"stolen\"" - "A/user:pod-x" - Publish Violation - Subject "b.c""#;
         let denial = denial(line).unwrap();
         assert_eq!((denial.user.as_str(), denial.subject.as_str()), ("pod-x", "b.c"));
+    }
+
+    #[test]
+    fn an_mqtt_clients_id_is_no_user() {
+        let line = r#"[1] 2026/11/27 20:07:22.3 [ERR] 127.0.0.1:43831 - mid:194 - "CONTROL/user:mod-x" - Publish Violation - Subject "app.a.z""#;
+        let denial = denial(line).unwrap();
+        assert_eq!((denial.user.as_str(), denial.verb), (r#"mqtt client "CONTROL/user:mod-x""#, "publish"));
     }
 
     #[test]

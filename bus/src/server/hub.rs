@@ -14,7 +14,8 @@ use tokio::sync::watch;
 use super::binary::{self, Binary};
 use super::child::Files;
 use super::home;
-use super::process::{Login, Plan, Probe, Supervisor};
+use super::probe::{Login, Probe};
+use super::process::{Plan, Supervisor};
 use super::{Denials, ServerError, ServerStatus};
 use crate::identity::{HubKeys, Tls};
 use crate::module::Account;
@@ -92,6 +93,7 @@ impl HubServer {
             config: text,
             env: Vec::new(),
             listen: [config.listen, config.leaf_listen].into_iter().chain(config.leaf_wss_listen).collect(),
+            extra: None,
             probe: probe.clone(),
         };
         let server_file = tls.server_file.clone();

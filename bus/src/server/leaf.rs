@@ -14,8 +14,10 @@ use tokio::sync::{Mutex, watch};
 
 use super::binary::{self, Binary};
 use super::child::{Files, Record};
+use super::extra::Extra;
 use super::hub::{common, digest, reachable};
-use super::process::{Login, Plan, Probe, Supervisor};
+use super::probe::{Login, Probe};
+use super::process::{Plan, Supervisor};
 use super::unlinked::Breaks;
 use super::users::{User, Users};
 use super::way::{self, HubLink, Way};
@@ -28,6 +30,8 @@ pub(super) const SYS_USER: &str = "_supervisor";
 /// What a leaf's Go runtime is told: it collects twice as often as usual, which keeps it small, and from the limit on all the
 /// time. The limit is above what a server under load needs: with 20 MiB it collected more than it served (measured).
 const GO: [(&str, &str); 2] = [("GOGC", "50"), ("GOMEMLIMIT", "48MiB")];
+/// The section of MQTT in a server's configuration.
+const MQTT: &str = "mqtt";
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How a node's server is to run.
@@ -39,6 +43,8 @@ pub struct LeafConfig {
     pub data_dir: PathBuf,
     /// Where modules and pods connect: loopback or the pod bridge's gateway.
     pub listen: SocketAddr,
+    /// Where it serves MQTT 3.1.1; `None`: nowhere. A taken port is left out, see [`ServerStatus::left_out`].
+    pub mqtt: Option<SocketAddr>,
     /// The `nats-server` to run; searched for when `None`, see [`Binary::find`].
     pub binary: Option<PathBuf>,
     /// Bound of all streams on disk.
@@ -111,6 +117,12 @@ impl LeafServer {
     /// Where programs on this node connect.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where MQTT clients on this node connect; `None` while it is not served.
+    pub async fn mqtt(&self) -> Option<SocketAddr> {
+        let wanted = self.state.lock().await.config.mqtt?;
+        self.supervisor.status().borrow().left_out.is_none().then(|| reachable(wanted))
     }
 
     /// Adds or replaces users: on disk and in force when this returns. Calls that come together are one reload. A client
@@ -358,6 +370,7 @@ impl State {
             config,
             env: GO.map(|(name, value)| (name, value.to_owned())).into(),
             listen: vec![self.config.listen],
+            extra: self.config.mqtt.map(|address| Extra { section: MQTT, address }),
             probe: self.probe(),
         })
     }
@@ -380,6 +393,9 @@ impl State {
                 ),
                 ("system_account".to_owned(), json!(ACCOUNT_SYS)),
             ]);
+            if let Some(address) = config.mqtt {
+                fields.insert(MQTT.to_owned(), json!({"listen": address.to_string()}));
+            }
             if let Some(hub) = &config.hub {
                 fields.insert("leafnodes".to_owned(), hub.config(&config.node, self.way));
             }

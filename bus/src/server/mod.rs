@@ -9,17 +9,20 @@
 //!   [`denials`] what a server refused
 //! * [`hold`] holding one still while its files are copied
 //! * [`users`] the leaf's users on disk
-//! * [`binary`] which `nats-server`; [`process`] the supervisor; [`child`] one process: record, signals, log;
+//! * [`binary`] which `nats-server`; [`process`] the supervisor, [`probe`] its connection; [`extra`] what it can do without; [`child`] one process:
+//!   record, signals, log;
 //!   [`store`] what it says of its store
 
 pub mod binary;
 pub mod child;
 mod denials;
+mod extra;
 pub mod hold;
 mod home;
 pub mod hub;
 pub mod leaf;
 mod look;
+mod probe;
 mod process;
 pub mod session;
 mod store;
@@ -60,6 +63,8 @@ pub struct ServerStatus {
     /// Its JetStream store kept the server from starting and was moved aside: why, and where to. What was in it is gone
     /// from the server; to be told, and repaired from the hub.
     pub store_moved: Option<StoreMoved>,
+    /// The listener that it runs without, because its port is taken (a node's MQTT).
+    pub left_out: Option<SocketAddr>,
 }
 
 /// See [`ServerStatus::store_moved`].

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 use super::binary::Binary;
 use super::child::{Files, Record, complaints};
+use super::extra::Extra;
+use super::probe::{PROBE_EVERY, Probe};
 use super::{Phase, ServerError, ServerStatus, StoreMoved, session, store};
 use crate::identity::write_private;
 
@@ -23,9 +25,6 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A server that lived this long starts again without a pause.
 const STEADY: Duration = Duration::from_secs(30);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-const CONNECT_TRIES: u32 = 3;
-const PROBE_EVERY: Duration = Duration::from_millis(20);
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What to run. Everything in it but users and accounts' tokens is in `digest`: another digest is another server.
@@ -38,52 +37,9 @@ pub(super) struct Plan {
     pub digest: String,
     pub env: Vec<(&'static str, String)>,
     pub listen: Vec<SocketAddr>,
+    /// A listener that it can do without.
+    pub extra: Option<Extra>,
     pub probe: Probe,
-}
-
-/// How to connect to the server's own account: readiness is a connection, not a process.
-#[derive(Debug, Clone)]
-pub(super) struct Probe {
-    pub url: String,
-    pub ca_file: Option<PathBuf>,
-    pub login: Login,
-}
-
-#[derive(Debug, Clone)]
-pub(super) enum Login {
-    Creds(String),
-    Password(String, String),
-}
-
-impl Probe {
-    /// Connects; a few times, because a handshake that meets a reload is refused once, whoever it is (measured).
-    pub async fn connect(&self) -> Result<async_nats::Client, String> {
-        let mut tried = 1;
-        loop {
-            match self.connect_once().await {
-                Err(_) if tried < CONNECT_TRIES => tried += 1,
-                result => return result,
-            }
-            tokio::time::sleep(PROBE_EVERY).await;
-        }
-    }
-
-    async fn connect_once(&self) -> Result<async_nats::Client, String> {
-        let options = async_nats::ConnectOptions::new().name("edgewire-supervisor").max_reconnects(1);
-        let options = match &self.login {
-            Login::Creds(text) => options.credentials(text).map_err(|error| error.to_string())?,
-            Login::Password(user, password) => options.user_and_password(user.clone(), password.clone()),
-        };
-        let options = match &self.ca_file {
-            Some(file) => options.add_root_certificates(file.clone()).require_tls(true),
-            None => options,
-        };
-        match tokio::time::timeout(PROBE_TIMEOUT, options.connect(&self.url)).await {
-            Ok(Ok(client)) => Ok(client),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("no answer in time".to_owned()),
-        }
-    }
 }
 
 type Done = oneshot::Sender<Result<(), ServerError>>;
@@ -106,11 +62,11 @@ impl Supervisor {
     /// Adopts the server that `plan` describes if it runs; else starts it. Returns once a process is due: see
     /// [`Supervisor::ready`].
     pub async fn start(plan: Plan) -> Result<Self, ServerError> {
-        let found = claim(&plan).await?;
+        let (found, short) = claim(&plan).await?;
         let (status_to, status) = watch::channel(ServerStatus::default());
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let log = plan.files.log();
-        let task = Task { plan, status: status_to, inbox, pending: Vec::new(), pause: BACKOFF_FIRST };
+        let task = Task { plan, short, status: status_to, inbox, pending: Vec::new(), pause: BACKOFF_FIRST };
         tokio::spawn(task.run(found));
         Ok(Self { status, commands, log })
     }
@@ -168,12 +124,16 @@ impl Supervisor {
     }
 }
 
-/// What is left of a former life: the same server (to adopt), or nothing any more and the addresses free.
-async fn claim(plan: &Plan) -> Result<Option<Record>, ServerError> {
+/// What is left of a former life: the same server (to adopt, and whether it runs without its extra listener), or nothing any
+/// more and the addresses free.
+async fn claim(plan: &Plan) -> Result<(Option<Record>, bool), ServerError> {
     let dir = &plan.files.dir;
     crate::identity::make_private_dir(dir).map_err(|source| ServerError::io(dir, source))?;
     match Record::find(&plan.files) {
-        Some(record) if record.digest == plan.digest => return Ok(Some(record)),
+        Some(record) if record.digest == plan.digest(false) => return Ok((Some(record), false)),
+        Some(record) if record.digest == plan.digest(true) && plan.is_short() => {
+            return Ok((Some(record), true));
+        }
         Some(record) => {
             tracing::info!(server = %plan.name, pid = record.pid, "replacing a server with another configuration");
             record.stop(STOP_GRACE).await;
@@ -186,7 +146,7 @@ async fn claim(plan: &Plan) -> Result<Option<Record>, ServerError> {
             _ => ServerError::Address { address: *address, source },
         })?;
     }
-    Ok(None)
+    Ok((None, false))
 }
 
 struct Running {
@@ -221,6 +181,8 @@ enum End {
 
 struct Task {
     plan: Plan,
+    /// Its process runs without the extra listener.
+    short: bool,
     status: watch::Sender<ServerStatus>,
     inbox: mpsc::Receiver<Command>,
     /// Reloads to put in force when the server is ready.
@@ -347,12 +309,26 @@ impl Task {
         tracing::info!(server = %self.plan.name, pid = record.pid, "adopting the running nats-server");
         // Should a backup and its guard both have died while they held it.
         record.signal(nix::sys::signal::Signal::SIGCONT);
+        self.say_short();
         // Its users may have changed since: put ours in force when it answers.
         self.pending.push(oneshot::channel().0);
         Ok(Running { record, child: None, log_from: self.plan.files.log_length() })
     }
 
+    /// Says whether the extra listener is there.
+    fn say_short(&self) {
+        let left_out = self.plan.extra.as_ref().filter(|_| self.short);
+        if let Some(extra) = left_out {
+            let error = ServerError::PortInUse { address: extra.address };
+            tracing::error!(server = %self.plan.name, "{error}; the server runs without {}", extra.section);
+        }
+        let left_out = left_out.map(|extra| extra.address);
+        self.say(|s| s.left_out = left_out);
+    }
+
     fn spawn(&mut self) -> Result<Running, ServerError> {
+        self.short = self.plan.is_short();
+        self.say_short();
         let files = &self.plan.files;
         self.write_config()?;
         let log_file = files.log();
@@ -368,7 +344,7 @@ impl Task {
         let gone = || ServerError::io(&self.plan.binary.path, std::io::Error::from(ErrorKind::NotFound));
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or_else(gone)?;
         // A child that died at once has no start time any more; then its log tells why.
-        let record = Record::of(pid, &self.plan.digest).ok_or_else(|| ServerError::NotReady {
+        let record = Record::of(pid, &self.plan.digest(self.short)).ok_or_else(|| ServerError::NotReady {
             reason: complaints(&files.log_since(log_from)),
             log: log_file,
         })?;
@@ -378,7 +354,7 @@ impl Task {
 
     fn write_config(&self) -> Result<(), ServerError> {
         let file = self.plan.files.config();
-        let text = config_text(&self.plan.config)?;
+        let text = config_text(&self.plan.config(self.short))?;
         write_private(&file, text.as_bytes()).map_err(|source| ServerError::io(&file, source))
     }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::process::Probe;
+use super::probe::Probe;
 use super::{LeafServer, Phase, ServerStatus};
 use crate::module::Account;
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use data_encoding::BASE32_NOPAD;
+use schemas::credential::NewDevice;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -27,12 +28,22 @@ pub struct User {
     pub account: Account,
     /// What it may do there.
     pub permissions: Permissions,
+    /// It may connect by MQTT alone.
+    pub mqtt_only: bool,
+    /// What it was made for, if for something outside the node's own programs: kept with it, for people.
+    pub device: Option<NewDevice>,
 }
 
 impl User {
     /// A user with a fresh random password.
     pub fn new(name: impl Into<String>, account: Account, permissions: Permissions) -> Self {
-        Self { name: name.into(), password: secret(), account, permissions }
+        Self { name: name.into(), password: secret(), account, permissions, mqtt_only: false, device: None }
+    }
+
+    /// A user for a device.
+    pub fn for_device(name: impl Into<String>, device: NewDevice, permissions: Permissions) -> Self {
+        let mqtt_only = device.mqtt_only;
+        Self { mqtt_only, device: Some(device), ..Self::new(name, Account::Work, permissions) }
     }
 }
 
@@ -59,6 +70,10 @@ struct Stored {
     password: String,
     account: String,
     permissions: Permissions,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    mqtt_only: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<NewDevice>,
 }
 
 impl Users {
@@ -107,7 +122,13 @@ impl Users {
             return Err(ServerError::Config(format!("there are {USERS_MAX} users already")));
         }
         let account = user.account.as_str().to_owned();
-        let stored = Stored { password: user.password, account, permissions: user.permissions };
+        let stored = Stored {
+            password: user.password,
+            account,
+            permissions: user.permissions,
+            mqtt_only: user.mqtt_only,
+            device: user.device,
+        };
         self.users.insert(user.name, stored);
         Ok(())
     }
@@ -127,9 +148,14 @@ impl Users {
     /// The `users` list of an account in the server's configuration.
     pub fn config(&self, account: Account) -> Value {
         let users = self.users.iter().filter(|(_, stored)| stored.account == account.as_str());
-        users
-            .map(|(name, u)| json!({"user": name, "password": u.password, "permissions": u.permissions.config(account)}))
-            .collect()
+        let entry = |(name, user): (&String, &Stored)| {
+            let mut entry = json!({"user": name, "password": user.password, "permissions": user.permissions.config(account)});
+            if let (true, Value::Object(fields)) = (user.mqtt_only, &mut entry) {
+                fields.insert("allowed_connection_types".to_owned(), json!(["MQTT"]));
+            }
+            entry
+        };
+        users.map(entry).collect()
     }
 }
 
@@ -142,6 +168,8 @@ impl Stored {
             password: self.password.clone(),
             account,
             permissions: self.permissions.clone(),
+            mqtt_only: self.mqtt_only,
+            device: self.device.clone(),
         }
     }
 }

@@ -149,6 +149,7 @@ pub fn leaf_config(ground: &Ground, name: &str, hub: Option<HubLink>) -> LeafCon
         node: node(name),
         data_dir: ground.dir(name),
         listen: free(),
+        mqtt: None,
         binary: Some(nats_server()),
         store_max_bytes: STORE_MAX_BYTES,
         hub,

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use bus::connection::Handles;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemas::command::Reply;
-use schemas::credential::{Issue, Issued, Withdraw};
+use schemas::credential::{ANNOTATION_BUS, BUS_NONE, Issue, Issued, Withdraw};
 use schemas::name::Namespace;
 use schemas::subject;
 
@@ -13,6 +14,21 @@ use crate::effects::StartError;
 /// How long the module `credentials` may take to be there (both start with the node).
 const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Does the pod want a login? One whose annotation says `none` gets none.
+pub(crate) fn wanted(meta: &ObjectMeta) -> bool {
+    let annotation = meta.annotations.as_ref().and_then(|all| all.get(ANNOTATION_BUS));
+    annotation.is_none_or(|value| value != BUS_NONE)
+}
+
+/// What every container is told; a variable that it has already stays as it is.
+pub(crate) fn add(env: &mut Vec<(String, String)>, ours: impl Iterator<Item = (&'static str, String)>) {
+    for (name, value) in ours {
+        if !env.iter().any(|(have, _)| have == name) {
+            env.push((name.to_owned(), value));
+        }
+    }
+}
 
 /// Asks, and asks again while nobody is there to answer.
 pub(crate) async fn issue(bus: &Handles, uid: &str, namespace: &str) -> Result<Issued, StartError> {
@@ -46,5 +62,37 @@ pub(crate) async fn withdraw(bus: &Handles, uid: &str) {
         bus.control.client().request(subject::local("credentials", "revoke"), request.into()).await
     {
         tracing::debug!(%error, uid, "the credential was not taken back");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_may_do_without() {
+        for (value, want) in [(None, true), (Some("none"), false), (Some("all"), true)] {
+            let annotations = value.map(|value| [(ANNOTATION_BUS.to_owned(), value.to_owned())].into());
+            assert_eq!(wanted(&ObjectMeta { annotations, ..ObjectMeta::default() }), want, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_user_set_stays() {
+        let issued = Issued {
+            url: "nats://u:p@h:1".into(),
+            inbox: "_INBOX.u".into(),
+            user: "u".into(),
+            password: "p".into(),
+            mqtt_url: None,
+            http_url: None,
+        };
+        assert!(!format!("{issued:?}").contains("\"p\""), "{issued:?}");
+        let mut env = vec![("NATS_URL".to_owned(), "mine".to_owned())];
+        add(&mut env, [("POD_NAME", "p".to_owned())].into_iter().chain(issued.env()));
+        let text: Vec<String> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let want =
+            ["NATS_URL=mine", "POD_NAME=p", "NATS_INBOX_PREFIX=_INBOX.u", "NATS_USER=u", "NATS_PASSWORD=p"];
+        assert_eq!(text, want);
     }
 }

@@ -285,8 +285,15 @@ impl ContainersRim {
                 )
             },
             async { Ok(runtime.ensure_sandbox(&uid, sandbox).await?) },
-            credential::issue(bus, &uid, &namespace),
+            async {
+                match credential::wanted(meta) {
+                    true => credential::issue(bus, &uid, &namespace).await.map(Some),
+                    false => Ok(None),
+                }
+            },
         )?;
+        let identity =
+            [("POD_NAME", name.clone()), ("POD_NAMESPACE", namespace), ("NODE_NAME", self.node.to_string())];
         let hostname = match spec.hostname.as_deref() {
             _ if host_network => {
                 std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
@@ -319,7 +326,7 @@ impl ContainersRim {
         };
         let mut env = env::resolve(&pod, container, &referenced, &facts)
             .map_err(|message| RuntimeError::Config { message })?;
-        add_credential(&mut env, credential);
+        credential::add(&mut env, identity.into_iter().chain(credential.into_iter().flat_map(Issued::env)));
         let started = StartContainer {
             pod: &pod,
             container,
@@ -402,18 +409,6 @@ impl ContainersRim {
             }
         }
         Ok(())
-    }
-}
-
-/// Every container can reach the bus; one that sets a variable itself is left alone.
-fn add_credential(env: &mut Vec<(String, String)>, issued: Issued) {
-    let http = issued.http_url.map(|url| ("BUS_HTTP_URL", url));
-    for (name, value) in
-        [("NATS_URL", issued.url), ("NATS_INBOX_PREFIX", issued.inbox)].into_iter().chain(http)
-    {
-        if !env.iter().any(|(have, _)| have == name) {
-            env.push((name.to_owned(), value));
-        }
     }
 }
 

@@ -85,6 +85,9 @@ impl Node {
                             Ok(issue) => schemas::encode(&Reply::Ok(Issued {
                                 url: format!("nats://pod-{}:pw@10.211.8.1:4222", issue.uid),
                                 inbox: "_INBOX.pod".into(),
+                                user: format!("pod-{}", issue.uid),
+                                password: "pw".into(),
+                                mqtt_url: None,
                                 http_url: None,
                             })),
                             Err(_) => schemas::encode(&Reply::Ok(())),

@@ -1,9 +1,13 @@
-//! Gives each pod its own credential for the node's server, and takes it back.
+//! Gives each pod its own credential for the node's server, and takes it back; and logins for devices and programs outside
+//! pods, for the operator ([`device`]).
 //!
-//! In: `ew.local.credentials.issue` and `.revoke`, asked by `containers`. Out: the answer; and, for the hub's audit, what the
-//! node's server refused whom (`ew.evt.credentials.Audit`, kept in the node's OUTBOX while it is offline). The credential is made on the
-//! node, offline too; it opens the pod's namespace on this node and nothing anywhere else, and it stays the same for the
-//! life of the pod, across restarts of everything.
+//! In: `ew.local.credentials.issue` and `.revoke`, asked by `containers`; `ew.cmd.<node>.credentials.create`, `.list` and
+//! `.revoke`, asked by `edgewire creds`. Out: the answer; and, for the hub's audit, what the node's server refused whom
+//! (`ew.evt.credentials.Audit`, kept in the node's OUTBOX while it is offline). The credential is made on the node, offline too;
+//! it opens the pod's namespace on this node and nothing anywhere else, and it stays the same for the life of the pod, across
+//! restarts of everything.
+
+pub mod device;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,11 +16,11 @@ use bus::connection::Handles;
 use bus::flow::Flow;
 use bus::identity::Permissions;
 use bus::module::{Account, Effect, Input, Message, Module, Rim};
-use bus::server::{Denial, LeafServer, User};
+use bus::server::{Denial, LeafServer, ServerError, User};
 use schemas::Timestamp;
 use schemas::audit::{AuditRecord, Thinned};
 use schemas::command::{Refusal, Reply};
-use schemas::credential::{Issue, Issued, Withdraw};
+use schemas::credential::{Issue, Issued, NewDevice, RevokeDevice, Withdraw};
 use schemas::envelope;
 use schemas::name::{Namespace, NodeName};
 use schemas::subject;
@@ -26,8 +30,13 @@ use tokio::sync::mpsc;
 pub const NAME: &str = "credentials";
 
 /// All that the module reads and writes.
-pub fn flows() -> Vec<Flow> {
+pub fn flows(node: &NodeName) -> Vec<Flow> {
     vec![
+        Flow::respond(subject::command(node, NAME, device::CREATE), "NewDevice -> Reply<DeviceLogin>"),
+        Flow::respond(subject::command(node, NAME, device::LIST), "() -> Reply<Devices>"),
+        Flow::respond(subject::command(node, NAME, device::REVOKE), "RevokeDevice -> Reply<()>"),
+        // The answers to those: a reload of the server's users forgets whom one may answer (measured).
+        Flow::publish(subject::stream_up(node, "*"), "Reply"),
         Flow::respond(subject::local(NAME, "issue"), "Issue -> Issued"),
         Flow::respond(subject::local(NAME, "revoke"), "Withdraw -> ()"),
         Flow::report(subject::event(NAME, subject::EVENT_AUDIT), "AuditRecord"),
@@ -41,6 +50,12 @@ pub enum Act {
     Put(Message, Issue),
     /// Remove the user.
     Remove(Message, Withdraw),
+    /// Make a device's user, with these rights.
+    Create(Message, NewDevice, Permissions),
+    /// Tell the devices.
+    List(Message),
+    /// Remove a device's user.
+    Revoke(Message, RevokeDevice),
 }
 
 /// What the rim tells.
@@ -71,6 +86,25 @@ impl Credentials {
         Effect::Report { subject, headers, payload: schemas::encode(record) }
     }
 
+    fn asked(&self, message: &Message) -> Result<Act, Refusal> {
+        let (asked, body) = (message.clone(), &message.payload);
+        let unread = |error| Refusal::new(400, "EW-BAD-REQUEST", format!("{}: {error}", message.subject));
+        let of = |verb| message.subject == subject::command(&self.node, NAME, verb);
+        if message.subject == subject::local(NAME, "issue") {
+            Ok(Act::Put(asked, schemas::decode(body).map_err(unread)?))
+        } else if of(device::CREATE) {
+            let wanted: NewDevice = schemas::decode(body).map_err(unread)?;
+            let rights = device::permissions(&wanted)?;
+            Ok(Act::Create(asked, wanted, rights))
+        } else if of(device::LIST) {
+            Ok(Act::List(asked))
+        } else if of(device::REVOKE) {
+            Ok(Act::Revoke(asked, schemas::decode(body).map_err(unread)?))
+        } else {
+            Ok(Act::Remove(asked, schemas::decode(body).map_err(unread)?))
+        }
+    }
+
     fn denied(&mut self, denials: Vec<Denial>, now: Timestamp) -> Vec<Effect<Act>> {
         let mut records = self.refusals.due(now);
         for denial in denials {
@@ -87,21 +121,10 @@ impl Module for Credentials {
 
     fn apply(&mut self, input: Input<Done>, now: Timestamp) -> Vec<Effect<Act>> {
         match input {
-            Input::Message(message) => {
-                let act = if message.subject == subject::local(NAME, "issue") {
-                    schemas::decode(&message.payload).map(|issue| Act::Put(message.clone(), issue))
-                } else {
-                    schemas::decode(&message.payload).map(|withdraw| Act::Remove(message.clone(), withdraw))
-                };
-                match act {
-                    Ok(act) => vec![Effect::Act(act)],
-                    Err(error) => {
-                        let refusal: Reply<()> =
-                            Err(Refusal::new(400, "EW-BAD-REQUEST", format!("{}: {error}", message.subject)));
-                        Effect::reply(&message, &refusal).into_iter().collect()
-                    }
-                }
-            }
+            Input::Message(message) => match self.asked(&message) {
+                Ok(act) => vec![Effect::Act(act)],
+                Err(refusal) => Effect::reply(&message, &Reply::<()>::Err(refusal)).into_iter().collect(),
+            },
             Input::Done(Done::Denied(denials)) => self.denied(denials, now),
             Input::Done(Done::Answer(message, answer)) => match message.reply {
                 Some(to) => vec![Effect::Reply { account: message.account, to, payload: answer }],
@@ -113,15 +136,19 @@ impl Module for Credentials {
 }
 
 /// What a pod of that namespace may do on its node; besides it may write to inboxes, as all in WORK. No raw JetStream: a pod
-/// that may create one stream reads everything.
+/// that may create one stream reads everything. The same by MQTT: of `$MQTT.` nobody needs a right, because the server's own MQTT
+/// needs none (measured with 2.15.1).
 pub fn permissions(namespace: &Namespace, inbox: &str) -> Permissions {
     let own = |class: &str| format!("{class}.{namespace}.>");
-    Permissions {
+    let mut permissions = Permissions {
         // Its own inbox too: what it says there comes back after any refusal of what it said before, and by that the door
         // for HTTP knows that a word was taken.
         publish_allow: vec![own("app"), own("up"), own("bulk"), own("local"), format!("{inbox}.>")],
         subscribe_allow: vec![own("app"), own("down"), own("local"), format!("{inbox}.>")],
-    }
+    };
+    // An MQTT client that listens to `app/<namespace>/#` asks for the subject above as well.
+    permissions.subscribe_allow.extend(["app", "down", "local"].map(|class| format!("{class}.{namespace}")));
+    permissions
 }
 
 fn user_name(uid: &str) -> String {
@@ -155,10 +182,25 @@ impl CredentialsRim {
                 user
             }
         };
-        let address = self.server.url().trim_start_matches("nats://");
-        let url = format!("nats://{}:{}@{address}", user.name, user.password);
-        let http_url = self.http.map(|http| format!("http://{}:{}@{http}", user.name, user.password));
-        Ok(Issued { url, inbox, http_url })
+        Ok(self.doors(user, inbox).await)
+    }
+
+    /// The doors that a user has.
+    async fn doors(&self, user: User, inbox: String) -> Issued {
+        let at =
+            |scheme: &str, address: &str| format!("{scheme}://{}:{}@{address}", user.name, user.password);
+        let mqtt = self.server.mqtt().await.map(|address| at("mqtt", &address.to_string()));
+        let url = at("nats", self.server.url().trim_start_matches("nats://"));
+        let http = self.http.map(|address| at("http", &address.to_string()));
+        Issued { url, inbox, http_url: http, mqtt_url: mqtt, user: user.name, password: user.password }
+    }
+
+    async fn remove(&self, name: String) -> Result<(), ServerError> {
+        // A pod that wanted no login has none: no reload for that.
+        match self.server.user(&name).await {
+            Some(_) => self.server.remove_users(&[name]).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -170,11 +212,17 @@ impl Rim<Credentials> for CredentialsRim {
                 Done::Answer(message, schemas::encode(&issued))
             }
             Act::Remove(message, withdraw) => {
-                let removed: Reply<()> =
-                    self.server.remove_users(&[user_name(&withdraw.uid)]).await.map_err(|error| {
-                        Refusal::new(500, "EW-CREDENTIAL", format!("the credential stays: {error}"))
-                    });
+                let removed: Reply<()> = self.remove(user_name(&withdraw.uid)).await.map_err(|error| {
+                    Refusal::new(500, "EW-CREDENTIAL", format!("the credential stays: {error}"))
+                });
                 Done::Answer(message, schemas::encode(&removed))
+            }
+            Act::Create(message, wanted, rights) => {
+                Done::Answer(message, schemas::encode(&self.create(wanted, rights).await))
+            }
+            Act::List(message) => Done::Answer(message, schemas::encode(&self.list().await)),
+            Act::Revoke(message, revoke) => {
+                Done::Answer(message, schemas::encode(&self.revoke(&revoke).await))
             }
         })
     }
@@ -208,6 +256,11 @@ mod tests {
             ("$JS.API.INFO", false, false),
             ("_INBOX.pod-1.x", true, true),
             ("_INBOX.pod-2.x", false, false),
+            ("app.demo", false, true),
+            ("app.other", false, false),
+            ("down", false, false),
+            ("$MQTT.sub.x", false, false),
+            ("$MQTT.msgs.app.demo.temp", false, false),
             ("ew.cmd.n.x", false, false),
         ] {
             assert_eq!(may(&allowed.publish_allow, subject), publish, "publish {subject}");

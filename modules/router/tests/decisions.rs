@@ -13,7 +13,7 @@ use schemas::object::Object;
 use schemas::report::EventReport;
 use schemas::routing::{BODY_MAX_BYTES, Deliver, Delivered, Destination, header};
 use schemas::subject::{
-    BUCKET_LOCAL, BUCKET_OBJECTS, DesiredKey, ObjectKey, RULES_NONE, Resource, STREAM_RULES,
+    BUCKET_LOCAL, BUCKET_OBJECTS, DesiredKey, ObjectKey, Resource, STREAM_RULES, entrusted,
 };
 use serde_json::{Value, json};
 
@@ -133,7 +133,7 @@ fn the_node_keeps_what_its_rules_name_from_when_it_knows_them_all() {
     told.set(&["status", "successMessages"], 7);
     assert!(node.have(&told).is_empty(), "a status changes nothing");
     assert_eq!(captures(&node.entry(&all[2], Content::Tombstone)), Some(vec!["default.u".to_owned()]));
-    assert_eq!(captures(&node.entry(&told, Content::Tombstone)), Some(vec![RULES_NONE.to_owned()]));
+    assert_eq!(captures(&node.entry(&told, Content::Tombstone)), Some(Vec::new()));
 }
 
 #[test]
@@ -174,6 +174,31 @@ fn what_comes_before_the_rules_are_read_comes_again() {
     assert_eq!(node.deliver(1, "default.test", b"a"), [Effect::Later], "more may be to come");
     node.current();
     assert_eq!(stores(&node.deliver(1, "default.test", b"a")).len(), 1);
+}
+
+#[test]
+fn what_an_mqtt_client_entrusted_is_taken_once() {
+    let mut node =
+        Node::new(&[endpoint("bus", "eventbus"), endpoint("web", "rest"), eventbus_rule("r", "test")]);
+    let mut deliver = |subject: &str, qos: &str| {
+        let headers = [("Nmqtt-Pub".to_owned(), qos.to_owned())].into();
+        let delivery = Delivery {
+            stream: STREAM_RULES.into(),
+            sequence: 1,
+            subject: subject.into(),
+            headers,
+            payload: b"a".to_vec(),
+            attempt: 1,
+        };
+        stores(&node.0.apply(Input::Delivery(delivery), T0))
+    };
+    assert_eq!(deliver("default.test", "1").len(), 0, "it comes from where the server keeps it");
+    assert_eq!(deliver("default.test", "0").len(), 1, "nobody was promised it, and nobody keeps it");
+    let taken = stores(&node.deliver(2, &entrusted("default.test"), b"a"));
+    assert_eq!(
+        taken.iter().map(|(_, headers, _)| headers[header::SUBJECT].as_str()).collect::<Vec<_>>(),
+        ["default.test"]
+    );
 }
 
 #[test]

@@ -57,6 +57,12 @@ impl Housekeeping {
             link::trim(work, STREAM_BULK, None, last).await.map(|_| Some(last))
         };
         let cleared: Result<_, LinkError> = streams.await;
+        // Their usual bounds come back with the next provisioning.
+        if let (true, Some(work)) = (house.refuse, &bus.work)
+            && let Err(error) = provision::bound_mqtt(work, Bound::Present).await
+        {
+            tracing::debug!(%error, "the bounds of MQTT's streams are seen to again");
+        }
         cleared.unwrap_or_else(|error| {
             tracing::debug!(%error, "the streams' bounds are seen to again");
             None

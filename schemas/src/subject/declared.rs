@@ -5,8 +5,19 @@ use crate::name::NodeName;
 
 /// Edge stream of messages that rules carry to the hub, as they came, in WORK. Its subjects follow the rules.
 pub const STREAM_RULES: &str = "RULES";
-/// What [`STREAM_RULES`] captures while there is no rule: nobody says it.
-pub const RULES_NONE: &str = "_rules.none";
+/// What [`STREAM_RULES`] captures besides what the rules name: no login may say it but the router's own.
+pub const RULES_ENTRUSTED: &str = "_rules.mqtt.>";
+const ENTRUSTED: &str = "_rules.mqtt.";
+
+/// What an MQTT client said on `subject` at QoS 1 or 2, as it stands in [`STREAM_RULES`].
+pub fn entrusted(subject: &str) -> String {
+    format!("{ENTRUSTED}{subject}")
+}
+
+/// The subject that it was said on; `None` when it is none of those.
+pub fn entrusted_on(subject: &str) -> Option<&str> {
+    subject.strip_prefix(ENTRUSTED)
+}
 
 /// API group of Edgewire's own kinds.
 pub const GROUP_EDGEWIRE: &str = "edgewire.io";

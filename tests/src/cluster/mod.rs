@@ -33,6 +33,7 @@ pub mod judge;
 pub mod ledger;
 pub mod network;
 pub mod operator;
+pub mod paho;
 pub mod pods;
 pub mod process;
 pub mod programs;

@@ -14,7 +14,8 @@ use std::path::Path;
 use schemas::audit::AuditRecord;
 use schemas::command::{Frame, OpenExec, OpenLogs, Reply};
 use schemas::credential::{
-    Enroll, Enrolled, Issue, Issued, JoinToken, NewToken, NodeRecord, TokenRecord, Withdraw,
+    DeviceLogin, Devices, Enroll, Enrolled, Issue, Issued, JoinToken, NewDevice, NewToken, NodeRecord,
+    RevokeDevice, TokenRecord, Withdraw,
 };
 use schemas::desired::{
     Desired, Diverged, GetPage, GetRequest, Lineage, ListPage, ListRequest, Local, Release,
@@ -151,7 +152,12 @@ fn credentials_and_tokens() {
     codec::<Enrolled>("Enrolled");
     codec::<Issue>("Issue");
     codec::<Issued>("Issued");
+    codec::<Issued>("IssuedDoors");
     codec::<Withdraw>("Withdraw");
+    codec::<NewDevice>("NewDevice");
+    codec::<DeviceLogin>("DeviceLogin");
+    codec::<Devices>("Devices");
+    codec::<RevokeDevice>("RevokeDevice");
     codec::<NewToken>("NewToken");
     codec::<JoinToken>("JoinToken");
     codec::<TokenRecord>("TokenRecord");

@@ -146,6 +146,7 @@ fn the_nodes_modules() {
     module("sync", &sync::edge::flows(&of), || sync::edge::Sync::new(node(), "b".into(), Vec::new()));
     module("containers", &containers::flows(&of), || containers::Containers::new(node(), "s".to_owned()));
     module("router on a node", &router::edge::flows(&of), || router::edge::Router::new(node()));
-    module("credentials", &credentials::flows(), || credentials::Credentials::new(node()));
+    module("credentials", &credentials::flows(&node()), || credentials::Credentials::new(node()));
+    module("topicmap", &topicmap::flows(), || topicmap::TopicMaps::new(node()));
     module("identity on a node", &identity::edge::flows(&of), || identity::edge::Membership::new(node()));
 }

@@ -100,7 +100,7 @@ fn shape<T: serde::Serialize + serde::de::DeserializeOwned>(name: &str, words: &
 }
 
 /// Where modules tell events: the beginning of a source's path, the module's name, and whose it is.
-const TELLERS: [(&str, &str, Teller); 8] = [
+const TELLERS: [(&str, &str, Teller); 9] = [
     ("modules/containers/", "containers", Teller::Node),
     ("modules/credentials/", "credentials", Teller::Node),
     ("modules/door/", "door", Teller::Node),
@@ -108,6 +108,7 @@ const TELLERS: [(&str, &str, Teller); 8] = [
     ("modules/nodes/", "nodes", Teller::Hub),
     ("modules/router/src/edge", "router", Teller::Node),
     ("modules/sync/", "sync", Teller::Node),
+    ("modules/topicmap/", "topicmap", Teller::Node),
     // What it finds at its start it hands to sync.
     ("edge-runtime/", "sync", Teller::Node),
 ];

@@ -56,11 +56,12 @@ pub fn document() -> String {
     out.push_str("\n# On a node\n");
     for (name, crate_dir, flows) in [
         (containers::MODULE, "modules/containers", containers::flows(&node)),
-        (credentials::NAME, "modules/credentials", credentials::flows()),
+        (credentials::NAME, "modules/credentials", credentials::flows(&node)),
         (door::NAME, "modules/door", door::flows()),
         (identity::edge::NAME, "modules/identity", identity::edge::flows(&node)),
         (router::NAME, "modules/router", router::edge::flows(&node)),
         (sync::edge::NAME, "modules/sync", sync::edge::flows(&node)),
+        (topicmap::NAME, "modules/topicmap", topicmap::flows()),
         ("host", "bus", bus::host::flows(ANY_NODE)),
     ] {
         module(&mut out, name, crate_dir, &flows);

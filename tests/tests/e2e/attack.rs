@@ -106,6 +106,7 @@ async fn who_has_a_node_has_that_node_alone() -> anyhow::Result<()> {
         (&control, "_INBOX.edge-b.>"),
         (&work, ">"),
         (&work, "from.>"),
+        (&work, "$MQTT.>"),
         (&work, "_INBOX.>"),
         (&work, "$JS.>"),
     ] {

@@ -22,6 +22,7 @@ mod identity;
 mod kill;
 mod kubectl;
 mod loss;
+mod mqtt;
 mod outage;
 mod programs;
 mod restore;

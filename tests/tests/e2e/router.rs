@@ -8,9 +8,12 @@ use anyhow::Context;
 use bus::module::Account;
 use futures::StreamExt;
 use reqwest::{Client, Method, StatusCode};
+use schemas::subject::STREAM_MQTT_MESSAGES;
 use serde_json::{Value, json};
+use tests::cluster::paho::{Login, Paho};
 use tests::cluster::{Cluster, Edge, eventually};
 
+use crate::mqtt::on_node;
 use crate::support::{agent_serves, inside};
 use crate::web::{Answer, FINE, Web};
 
@@ -373,6 +376,60 @@ async fn what_a_rule_carries_up_arrives_once_and_in_order_whatever_falls() -> an
     .await?;
     let again = target.calls().iter().filter(|call| call.text() == "again").count();
     anyhow::ensure!(again == 1, "it came {again} times");
+    cluster.done().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_device_was_acknowledged_reaches_a_rules_target_whatever_falls() -> anyhow::Result<()> {
+    let cluster = Cluster::new("router-mqtt").await?;
+    cluster.up(&["edge-a"]).await?;
+    let edge = cluster.edge("edge-a")?;
+    let target = web(&cluster, FINE)?;
+    cluster.apply(ENDPOINTS).await?;
+    cluster.apply(&from_eventbus("up", "test", &target.url("/up"))).await?;
+    captures(&edge, "default.test").await?;
+    let operator = edge.operator()?;
+    inside(&edge, async move || {
+        let js = operator.js(Account::Work).await?;
+        eventually("the server keeps what MQTT clients say for the rules", 30, async || {
+            let stream = js.get_stream(STREAM_MQTT_MESSAGES).await?;
+            Ok(stream.consumer_info("rules").await.is_ok())
+        })
+        .await
+    })
+    .await?;
+    let made =
+        on_node(&edge, &["creds", "create", "press", "-n", "default", "--topics", "default/#", "--json"])?;
+    let made: Value = serde_json::from_str(&made)?;
+    let device = Login::parse(made["env"]["MQTT_URL"].as_str().context("a door")?)?;
+    let mut paho = Paho::start(&edge)?;
+    paho.connect("press", &device, json!({})).await?;
+    let mut said = 0_u8..;
+    let mut say = async |paho: &mut Paho, count: usize| -> anyhow::Result<()> {
+        for n in said.by_ref().take(count) {
+            paho.publish("press", "default/test", &n.to_string(), 1 + n % 2).await?;
+        }
+        Ok(())
+    };
+    say(&mut paho, 20).await?;
+    // Nobody was promised these.
+    paho.publish("press", "default/test", "live", 0).await?;
+    edge.kill9_agent().await?;
+    say(&mut paho, 20).await?;
+    edge.start().await?;
+    agent_serves(&edge).await?;
+    for _ in 0..3 {
+        say(&mut paho, 20).await?;
+        edge.kill9_leaf().await?;
+        paho.wait("press", "being back", |event| event["event"] == "connected").await?;
+    }
+    let got = || -> Vec<String> {
+        target.calls().iter().map(crate::web::Call::text).filter(|text| text != "live").collect()
+    };
+    let all = eventually("all that was acknowledged is there", 60, async || Ok(got().len() >= 100)).await;
+    all.with_context(|| format!("of 0 to 99 there are {:?}", got()))?;
+    let want: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+    anyhow::ensure!(got() == want, "{:?}", got());
     cluster.done().await
 }
 

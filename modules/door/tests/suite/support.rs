@@ -86,6 +86,7 @@ impl House {
             node: NodeName::new("n1").unwrap(),
             data_dir: ground.0.clone(),
             listen: free(),
+            mqtt: None,
             binary: Some(nats_server()),
             store_max_bytes: STORE_MAX_BYTES,
             hub: None,

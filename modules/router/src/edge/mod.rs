@@ -5,10 +5,12 @@
 //! |---|---|
 //! | bucket local `rules.…`, `ruleendpoints.…` | the rules |
 //! | RULES | messages that rules name, one by one, acknowledged when they stand in UPLINK |
+//! | `$MQTT_msgs` | what MQTT clients said at QoS 1 or 2 on the same subjects: taken to RULES |
 //! | `up._rule.<ns>.<rule>.<uid>` | the same, on their way to the hub |
 //! | `ew.cmd.<node>.router.deliver` | a [`Deliver`]: publish, or call a service on loopback |
 //! | `ew.req.<node>.router.call` | a [`Call`]: of the service bus, for the hub to carry out |
 
+mod entrusted;
 mod rim;
 mod service_bus;
 
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use bus::acknowledgement;
 use bus::flow::Flow;
 use bus::module::{Account, Delivery, Effect, Entry, EntryValue, Input, Message, Module};
+use bus::relay;
 use schemas::Timestamp;
 use schemas::command::{Refusal, Reply};
 use schemas::desired::{Content, Local};
@@ -27,7 +30,7 @@ use schemas::object::Object;
 use schemas::report::{EventReport, Severity};
 use schemas::routing::{BODY_MAX_BYTES, Deliver, Delivered, header};
 use schemas::rule::{self, RuleEndpointSpec};
-use schemas::subject::{self, BUCKET_LOCAL, DesiredKey, RULES_NONE, STREAM_RULES};
+use schemas::subject::{self, BUCKET_LOCAL, DesiredKey, RULES_ENTRUSTED, STREAM_MQTT_MESSAGES, STREAM_RULES};
 use sha2::{Digest, Sha256};
 
 use crate::table::{Name, Route, Table};
@@ -56,6 +59,8 @@ pub fn flows(node: &NodeName) -> Vec<Flow> {
         Flow::watch(BUCKET_LOCAL, filter(PLURALS[1]), "Local (RuleEndpoint)"),
         Flow::consume(STREAM_RULES, NAME, ">", "any").one_by_one().in_work(),
         Flow::capture(STREAM_RULES).in_work(),
+        Flow::manage(STREAM_MQTT_MESSAGES, "what MQTT clients said").in_work(),
+        Flow::report(RULES_ENTRUSTED, "any").in_work(),
         Flow::report("up._rule.>", "any").in_work(),
         // What rules give: any topic of MQTT's, except what `table::givable` refuses.
         Flow::publish(">", "any").in_work(),
@@ -74,7 +79,7 @@ fn filter(plural: &str) -> String {
 pub enum Act {
     /// From now on this is the table.
     Follow(Arc<Table>),
-    /// Have the node's server keep what comes on these.
+    /// Have the node's server keep what comes on these, and what MQTT clients entrust to it there.
     Capture(Vec<String>),
     /// Hand this over, and answer.
     Deliver(Message, Deliver),
@@ -181,11 +186,7 @@ impl Router {
     }
 
     fn capture(&self) -> Effect<Act> {
-        let mut sources = self.table.sources(&self.node);
-        if sources.is_empty() {
-            sources.push(RULES_NONE.to_owned());
-        }
-        Effect::Act(Act::Capture(sources))
+        Effect::Act(Act::Capture(self.table.sources(&self.node)))
     }
 
     fn captured(&mut self, outcome: Result<(), String>, now: Timestamp) -> Effects {
@@ -207,24 +208,27 @@ impl Router {
             return vec![Effect::Later];
         }
         self.count(delivery.sequence, now);
-        let routes = self.table.on_node(&self.node, &delivery.subject);
+        let on = match subject::entrusted_on(&delivery.subject) {
+            Some(on) => on.to_owned(),
+            // It is taken from where the server keeps it.
+            None if relay::is_entrusted(&delivery.headers) => return Vec::new(),
+            None => delivery.subject.clone(),
+        };
+        let routes = self.table.on_node(&self.node, &on);
         if !routes.is_empty() && acknowledgement::is_one(&delivery.headers, &delivery.payload) {
             // Whoever asked had it put there, and may be of another namespace.
             let reason = "no workload said it: it is an answer of the node's own server".to_owned();
-            return vec![Effect::Dead { subject: delivery.subject, payload: delivery.payload, reason }];
+            return vec![Effect::Dead { subject: on, payload: delivery.payload, reason }];
         }
         if delivery.payload.len() > BODY_MAX_BYTES {
             let size = delivery.payload.len();
             let reason = format!("a rule carries at most {BODY_MAX_BYTES} bytes, this has {size}");
             let payload = delivery.payload.get(..DEAD_MAX_BYTES).unwrap_or_default().to_vec();
-            return vec![Effect::Dead { subject: delivery.subject, payload, reason }];
+            return vec![Effect::Dead { subject: on, payload, reason }];
         }
         let id = message_id(&delivery);
         let payload = bytes::Bytes::from(delivery.payload);
-        routes
-            .into_iter()
-            .filter_map(|route| carry(route, &delivery.subject, &delivery.headers, &payload, &id))
-            .collect()
+        routes.into_iter().filter_map(|route| carry(route, &on, &delivery.headers, &payload, &id)).collect()
     }
 
     /// A hole in the stream's numbers is what it dropped, because it was full.

@@ -11,11 +11,11 @@ use schemas::command::{Refusal, Reply};
 use schemas::envelope::Headers;
 use schemas::name::NodeName;
 use schemas::routing::{Deliver, Delivered, Destination};
-use schemas::subject::STREAM_RULES;
-use tokio::sync::mpsc;
+use schemas::subject::{RULES_ENTRUSTED, STREAM_RULES};
+use tokio::sync::{mpsc, watch};
 
 use super::service_bus::ServiceBus;
-use super::{Act, Done, Router};
+use super::{Act, Done, Router, entrusted};
 use crate::caller::Caller;
 use crate::listener;
 use crate::table::Table;
@@ -26,12 +26,14 @@ pub struct RouterRim {
     listen: Option<SocketAddr>,
     caller: Result<Caller, String>,
     table: Arc<RwLock<Arc<Table>>>,
+    /// What rules name, once it is known.
+    sources: watch::Sender<Option<Vec<String>>>,
 }
 
 impl RouterRim {
     /// `listen` is where the service bus is served, if it is.
     pub fn new(node: NodeName, listen: Option<SocketAddr>) -> Self {
-        Self { node, listen, caller: Caller::new(), table: Arc::default() }
+        Self { node, listen, caller: Caller::new(), table: Arc::default(), sources: watch::Sender::new(None) }
     }
 
     async fn deliver(&self, bus: &Handles, deliver: Deliver) -> Reply<Delivered> {
@@ -73,8 +75,16 @@ impl Rim<Router> for RouterRim {
                 *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
                 None
             }
-            Act::Capture(subjects) => {
+            Act::Capture(mut subjects) => {
                 let work = bus.work.as_ref()?;
+                let sources = Some(subjects.clone());
+                self.sources.send_if_modified(|known| {
+                    *known != sources && {
+                        *known = sources;
+                        true
+                    }
+                });
+                subjects.push(RULES_ENTRUSTED.to_owned());
                 let captured = provision::capture(work, STREAM_RULES, &subjects).await;
                 Some(Done::Captured(captured.map(drop).map_err(|error| error.to_string())))
             }
@@ -86,15 +96,15 @@ impl Rim<Router> for RouterRim {
     }
 
     async fn watch(&self, bus: &Handles, tell: mpsc::Sender<Done>) -> Result<(), String> {
-        let Some(listen) = self.listen else {
-            tell.closed().await;
-            return Ok(());
-        };
+        let work = bus.work.as_ref().ok_or("no connection in WORK")?;
         let service = ServiceBus::new(self.node.clone(), bus.control.clone(), self.table.clone());
-        let serving =
-            listener::serve(listen, None, Arc::new(service), "EW-SERVICE-BUS-LISTEN", "--service-bus");
+        let serving = async {
+            let Some(listen) = self.listen else { return std::future::pending().await };
+            listener::serve(listen, None, Arc::new(service), "EW-SERVICE-BUS-LISTEN", "--service-bus").await
+        };
         tokio::select! {
             () = serving => Err("the service bus ended".to_owned()),
+            () = entrusted::relay(work, self.sources.subscribe()) => Err("the relay of MQTT ended".to_owned()),
             () = tell.closed() => Ok(()),
         }
     }
