@@ -80,6 +80,9 @@ pub enum Kind {
     },
     /// Look at which streams the account has, what they capture, and read them; change nothing.
     Streams,
+    /// Make the streams of this server of which each node has one, look at them and trim them; the subject is what they
+    /// capture. A permission knows no beginning of a name: so it is for every stream of the account.
+    NodeStreams,
     /// Across the link, on the hub's domain: what only the edge's sync does. See [`crate::link`].
     Link,
     /// Be woken by what is stored on this server; the stream is read where it was left.
@@ -155,6 +158,10 @@ impl Flow {
     pub fn bound(stream: &'static str) -> Self {
         Self::control(Kind::Bound { stream }, stream, "its bound")
     }
+    /// Make and trim the streams of nodes.
+    pub fn node_streams(filter: impl Into<String>, payload: &'static str) -> Self {
+        Self::control(Kind::NodeStreams, filter, payload)
+    }
     /// Look at which streams the account has, and read them.
     pub fn streams() -> Self {
         Self::control(Kind::Streams, "*", "what streams capture and hold")
@@ -207,7 +214,7 @@ impl Flow {
             | Kind::Arrivals
             | Kind::Named => "in",
             Kind::Publish | Kind::Request | Kind::Write { .. } | Kind::Report | Kind::Bound { .. } => "out",
-            Kind::Manage { .. } | Kind::Link | Kind::Stream => "both",
+            Kind::Manage { .. } | Kind::NodeStreams | Kind::Link | Kind::Stream => "both",
         }
     }
 
@@ -228,6 +235,7 @@ impl Flow {
             Kind::Read { stream } => format!("stream {stream}, read"),
             Kind::Manage { stream } => format!("stream {stream}, managed"),
             Kind::Bound { stream } => format!("stream {stream}, bounded"),
+            Kind::NodeStreams => "streams, one for each node, made and trimmed".into(),
             Kind::Streams => "streams of the account, listed and read".into(),
             Kind::Link => "across the link".into(),
             Kind::Arrivals => "live, wake-up".into(),
@@ -314,6 +322,17 @@ pub fn permissions(
             Kind::Bound { stream } => {
                 api(&mut publish, format!("STREAM.INFO.{stream}"));
                 api(&mut publish, format!("STREAM.UPDATE.{stream}"));
+            }
+            Kind::NodeStreams => {
+                let verbs = [
+                    "STREAM.NAMES",
+                    "STREAM.INFO.*",
+                    "STREAM.CREATE.*",
+                    "STREAM.UPDATE.*",
+                    "STREAM.PURGE.*",
+                    "DIRECT.GET.*",
+                ];
+                verbs.into_iter().for_each(|verb| api(&mut publish, verb.to_owned()));
             }
             Kind::Streams => ["STREAM.LIST", "STREAM.INFO.*", "DIRECT.GET.*"]
                 .into_iter()

@@ -11,6 +11,7 @@
 //! * [`store`] the typed object store over KV
 //! * [`durable`] what a module keeps on disk, and the reports it still owes
 //! * [`link`] an edge's side of the link to the hub: byte-bounded pulls, atomic batches with a cursor
+//! * [`downlink`] messages from the hub to one node: each node's stream, and what waits on the node
 //! * [`stream`] credit-bounded byte streams (logs, exec)
 //! * [`queue`] stored messages taken one by one, by consumers that come and go; [`dead`] dead letters
 //! * [`acknowledgement`] what a stream answers
@@ -28,6 +29,7 @@ pub mod audit;
 pub mod command;
 pub mod connection;
 pub mod dead;
+pub mod downlink;
 pub mod durable;
 pub mod flow;
 pub mod guest;

@@ -6,6 +6,8 @@
 //! refused names its true cause only on the message's own reply. Names of headers and calls: NATS ADR-50 (batch),
 //! ADR-31 (direct get), ADR-13 (pull).
 
+mod error;
+
 use std::time::Duration;
 
 use async_nats::StatusCode;
@@ -18,7 +20,9 @@ use schemas::name::NodeName;
 use schemas::subject;
 use serde_json::json;
 
-use crate::connection::{Bus, from_nats, to_nats};
+use crate::connection::{Bus, REQUEST_TIMEOUT, from_nats, to_nats};
+
+pub use error::LinkError;
 
 /// Messages in one batch: the server takes at most 1,000, the cursor among them. Each batch costs a sync at the hub, one of
 /// the node's own memory and a trim of its stream, whatever it holds; on a slow link it is the bytes that bound it.
@@ -32,40 +36,7 @@ const START_CHARS: usize = 16;
 /// What the server says when the expected sequence does not fit: another committed first.
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
 
-/// `err_code`s that speak of the stream or the server, not of the message: worth trying again as it is. Full account or
-/// server (10002, 10023, 10028, 10047), store failed or full (10077), batch incomplete or too many (10176, 10210, 10211).
-const OVERLOAD: [u64; 8] = [10_002, 10_023, 10_028, 10_047, 10_077, 10_176, 10_210, 10_211];
-
-impl LinkError {
-    /// Would the same be taken later?
-    pub fn is_passing(&self) -> bool {
-        match self {
-            LinkError::Refused { code, .. } => OVERLOAD.contains(code),
-            LinkError::CursorMoved | LinkError::Lost(_) => true,
-        }
-    }
-}
-
-/// Why a step across the link failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LinkError {
-    /// The cursor is not where it was expected: read it again.
-    #[error("the cursor moved")]
-    CursorMoved,
-    /// The server refused it.
-    #[error("refused by the hub: {cause}")]
-    Refused {
-        /// NATS' `err_code`; 0 when it gave none.
-        code: u64,
-        /// Its words.
-        cause: String,
-    },
-    /// No answer in time, or no connection. Whether it was done is unknown.
-    #[error("no answer from the hub: {0}")]
-    Lost(String),
-}
-
-fn lost(error: impl std::fmt::Display) -> LinkError {
+pub(crate) fn lost(error: impl std::fmt::Display) -> LinkError {
     LinkError::Lost(error.to_string())
 }
 
@@ -210,7 +181,9 @@ pub async fn read(
     sequence: u64,
     max_bytes: usize,
 ) -> Result<Vec<Stored>, LinkError> {
-    direct(bus, stream, json!({"seq": sequence.max(1), "next_by_subj": filter}), max_bytes).await
+    let from = json!({"seq": sequence.max(1), "next_by_subj": filter});
+    let messages = direct(bus, &bus.domain, stream, from, max_bytes, REQUEST_TIMEOUT).await?;
+    Ok(messages.into_iter().map(|found| found.message).collect())
 }
 
 /// As [`read`], from what was stored at `since` or later.
@@ -221,27 +194,47 @@ pub async fn read_since(
     since: Timestamp,
     max_bytes: usize,
 ) -> Result<Vec<Stored>, LinkError> {
-    direct(bus, stream, json!({"start_time": since.rfc3339(), "next_by_subj": filter}), max_bytes).await
+    let from = json!({"start_time": since.rfc3339(), "next_by_subj": filter});
+    let messages = direct(bus, &bus.domain, stream, from, max_bytes, REQUEST_TIMEOUT).await?;
+    Ok(messages.into_iter().map(|found| found.message).collect())
 }
 
-async fn direct(
+/// A message as it was read, with what the server says of it.
+pub(crate) struct Direct {
+    pub message: Stored,
+    /// When it was stored, in nanoseconds since the Unix epoch.
+    pub at_ns: i64,
+}
+
+/// Reads from a stream of `domain`. Of an answer that breaks off what came is good: it is in order.
+pub(crate) async fn direct(
     bus: &Bus,
+    domain: &str,
     stream: &str,
     mut body: serde_json::Value,
     max_bytes: usize,
-) -> Result<Vec<Stored>, LinkError> {
+    patience: Duration,
+) -> Result<Vec<Direct>, LinkError> {
+    let mut renewed = std::pin::pin!(bus.renewed());
     let inbox = bus.client.new_inbox();
     let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(lost)?;
     if let serde_json::Value::Object(fields) = &mut body {
         fields.insert("batch".to_owned(), json!(BATCH_MESSAGES_MAX));
         fields.insert("max_bytes".to_owned(), json!(max_bytes));
     }
-    let to = format!("$JS.{}.API.DIRECT.GET.{stream}", bus.domain);
+    let to = format!("$JS.{domain}.API.DIRECT.GET.{stream}");
     bus.client.publish_with_reply(to, inbox, body.to_string().into()).await.map_err(lost)?;
     let mut stored = Vec::new();
     loop {
-        let next = tokio::time::timeout(crate::connection::REQUEST_TIMEOUT, answers.next()).await;
-        let Ok(Some(message)) = next else { return Err(lost(format!("reading {stream} timed out"))) };
+        let next = tokio::select! {
+            next = tokio::time::timeout(patience, answers.next()) => next,
+            () = &mut renewed => return Err(lost(SERVER_RENEWED)),
+        };
+        let message = match next {
+            Ok(Some(message)) => message,
+            _ if !stored.is_empty() => return Ok(stored),
+            _ => return Err(lost(format!("reading {stream} timed out"))),
+        };
         match message.status.map(|status| status.as_u16()) {
             Some(204 | 404) => return Ok(stored),
             Some(503) => return Err(lost(format!("stream {stream} is not there"))),
@@ -253,13 +246,15 @@ async fn direct(
         }
         let said = |name: &str| said_by_server(message.headers.as_ref(), name);
         let sequence = said("Nats-Sequence").and_then(|text| text.parse().ok());
+        let at_ns = said("Nats-Time-Stamp").and_then(schemas::downlink::at_ns).unwrap_or_default();
         let (Some(sequence), Some(subject)) = (sequence, said("Nats-Subject").map(str::to_owned)) else {
             continue;
         };
         let is_last = said("Nats-Num-Pending") == Some("0");
         let mut headers = from_nats(message.headers.as_ref());
         headers.retain(|name, _| !name.starts_with("Nats-"));
-        stored.push(Stored { sequence, subject, headers, payload: message.payload });
+        let message = Stored { sequence, subject, headers, payload: message.payload };
+        stored.push(Direct { message, at_ns });
         if is_last {
             return Ok(stored);
         }
@@ -328,7 +323,17 @@ pub async fn cursor(
     stream: &str,
     cursor_subject: &str,
 ) -> Result<Option<(u64, Vec<u8>)>, LinkError> {
-    let to = format!("$JS.{}.API.DIRECT.GET.{stream}.{cursor_subject}", subject::DOMAIN_HUB);
+    cursor_in(bus, subject::DOMAIN_HUB, stream, cursor_subject).await
+}
+
+/// The same in `domain`.
+pub(crate) async fn cursor_in(
+    bus: &Bus,
+    domain: &str,
+    stream: &str,
+    cursor_subject: &str,
+) -> Result<Option<(u64, Vec<u8>)>, LinkError> {
+    let to = format!("$JS.{domain}.API.DIRECT.GET.{stream}.{cursor_subject}");
     let answer = bus.client.request(to, Bytes::new()).await.map_err(lost)?;
     match answer.status.map(|status| status.as_u16()) {
         Some(404) => Ok(None),

@@ -6,9 +6,12 @@ pub use mqtt::{MQTT_STREAMS, bound_mqtt, provision_mqtt};
 
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, PersistenceMode, Republish, RetentionPolicy, StorageType, SubjectTransform,
+};
 use futures::TryStreamExt;
 use schemas::backup::StreamSummary;
+use schemas::name::NodeName;
 use schemas::subject;
 
 use crate::connection::Bus;
@@ -55,6 +58,8 @@ pub struct Row {
     pub name: &'static str,
     /// Is it a KV bucket?
     pub bucket: bool,
+    /// Is there one for each node, made when the node is known (see [`crate::downlink`])? Its name ends with the node's.
+    pub for_each_node: bool,
     /// The subjects that it captures; a bucket's follow from its name.
     pub subjects: &'static [&'static str],
     /// Bound in bytes.
@@ -67,6 +72,8 @@ pub struct Row {
     pub atomic: bool,
     /// What it captures is a module's to say ([`capture`]), and a message goes when it was taken.
     pub queue: bool,
+    /// The largest message, headers and body.
+    pub message_bytes_max: usize,
     /// What it is for.
     pub purpose: &'static str,
 }
@@ -77,12 +84,14 @@ const fn bucket(place: Place, name: &'static str, size_mib_max: i64, purpose: &'
         account: Account::Control,
         name,
         bucket: true,
+        for_each_node: false,
         subjects: &[],
         size_mib_max,
         full: Full::Refuse,
         class: Class::Durable,
         atomic: false,
         queue: false,
+        message_bytes_max: schemas::MESSAGE_MAX_BYTES,
         purpose,
     }
 }
@@ -102,12 +111,14 @@ const fn stream(
         account,
         name,
         bucket: false,
+        for_each_node: false,
         subjects,
         size_mib_max,
         full,
         class: Class::Durable,
         atomic,
         queue: false,
+        message_bytes_max: schemas::MESSAGE_MAX_BYTES,
         purpose,
     }
 }
@@ -162,6 +173,20 @@ pub const TABLE: &[Row] = &[
         Full::Refuse,
         "workload messages of all nodes; at 90 % the oldest tenth goes, telemetry first, counted, so that uplinks never stop",
     ),
+    Row {
+        for_each_node: true,
+        atomic: false,
+        message_bytes_max: 1024 * 1024,
+        ..stream(
+            Place::Hub,
+            Account::Control,
+            subject::STREAM_TO,
+            &["to.>"],
+            16,
+            Full::Refuse,
+            "workload messages for one node, trimmed when it has them; one stream for each node, so that one that is away fills its own alone",
+        )
+    },
     bucket(Place::Edge, subject::BUCKET_LOCAL, 256, "the node's own copy of what it must have"),
     stream(
         Place::Edge,
@@ -190,6 +215,18 @@ pub const TABLE: &[Row] = &[
         Full::Refuse,
         "workload messages waiting to go up, trimmed when the hub has them",
     ),
+    Row {
+        atomic: true,
+        ..stream(
+            Place::Edge,
+            Account::Work,
+            subject::STREAM_DOWN,
+            &[subject::ARRIVING],
+            64,
+            Full::Refuse,
+            "workload messages from the hub, stored and heard as `down.>`, trimmed when they were acknowledged; when it is full its oldest tenth goes, counted",
+        )
+    },
     Row {
         class: Class::Bulk,
         ..stream(
@@ -245,7 +282,7 @@ impl Row {
             num_replicas: 1,
             max_bytes: self.size_mib_max * MIB,
             max_messages_per_subject: if self.bucket { 1 } else { -1 },
-            max_message_size: i32::try_from(schemas::MESSAGE_MAX_BYTES).unwrap_or(i32::MAX),
+            max_message_size: i32::try_from(self.message_bytes_max).unwrap_or(i32::MAX),
             discard: match self.full {
                 Full::Refuse => DiscardPolicy::New,
                 Full::DropOldest => DiscardPolicy::Old,
@@ -259,8 +296,23 @@ impl Row {
             allow_atomic_publish: self.atomic,
             allow_message_ttl: self.bucket,
             persist_mode: (self.class == Class::Bulk).then_some(PersistenceMode::Async),
+            // Heard when it is stored, and once: what is captured as it is said is heard before, and again with each try.
+            subject_transform: (self.name == subject::STREAM_DOWN).then(|| SubjectTransform {
+                source: subject::ARRIVING.to_owned(),
+                destination: subject::ARRIVED.to_owned(),
+            }),
+            republish: (self.name == subject::STREAM_DOWN).then(|| Republish {
+                source: subject::ARRIVED_HEARD.to_owned(),
+                destination: "down.{{wildcard(1)}}.>".to_owned(),
+                headers_only: false,
+            }),
             ..Config::default()
         }
+    }
+
+    /// Of a row that is there for each node, that node's.
+    fn config_of(&self, node: &NodeName) -> Config {
+        Config { name: subject::to_stream(node), subjects: vec![subject::to_filter(node)], ..self.config() }
     }
 }
 
@@ -272,7 +324,8 @@ pub fn capturing(account: Account, subject: &str) -> Option<&'static Row> {
 
 /// Makes every stream of `place` that lives in the account of `bus`, or brings it to its present bounds.
 pub async fn provision(bus: &Bus, place: Place) -> Result<(), ProvisionError> {
-    for row in TABLE.iter().filter(|row| row.place == place && row.account == bus.account) {
+    let here = |row: &&Row| row.place == place && row.account == bus.account && !row.for_each_node;
+    for row in TABLE.iter().filter(here) {
         if row.queue && is_there(bus, row).await? {
             continue; // its module knows what it captures
         }
@@ -311,6 +364,18 @@ pub async fn capture(bus: &Bus, stream: &str, subjects: &[String]) -> Result<boo
     let config = Config { subjects: subjects.to_vec(), ..row.config() };
     bus.jetstream.update_stream(config).await.map_err(|error| fail(error.to_string()))?;
     Ok(true)
+}
+
+/// Makes a node's streams of `place` in the account of `bus`, or brings them to their present bounds.
+pub async fn provision_for(bus: &Bus, place: Place, node: &NodeName) -> Result<(), ProvisionError> {
+    let theirs = |row: &&Row| row.place == place && row.account == bus.account && row.for_each_node;
+    for row in TABLE.iter().filter(theirs) {
+        let config = row.config_of(node);
+        let stream = config.name.clone();
+        let made = bus.jetstream.create_or_update_stream(config).await;
+        made.map_err(|error| ProvisionError { stream, cause: error.to_string() })?;
+    }
+    Ok(())
 }
 
 /// How much room a stream gets.
@@ -426,7 +491,21 @@ mod tests {
         assert_eq!(stream(Account::Control, "ew.evt.containers.*"), Some(subject::STREAM_OUTBOX));
         assert_eq!(stream(Account::Control, "ew.audit.refused.>"), Some(subject::STREAM_REFUSED));
         assert_eq!(stream(Account::Work, "ew.evt.containers.*"), None);
+        assert_eq!(stream(Account::Control, "to.n1.demo.x"), Some(subject::STREAM_TO));
+        assert_eq!(stream(Account::Work, "_down.demo.x"), Some(subject::STREAM_DOWN));
+        assert_eq!(stream(Account::Work, "down.demo.x"), None, "it is heard, and stored already");
         assert_eq!(stream(Account::Control, "ew.hb.n1"), None);
+    }
+
+    #[test]
+    fn each_nodes_messages_have_a_stream_of_their_own() {
+        let row = TABLE.iter().find(|row| row.for_each_node).unwrap();
+        let config = row.config_of(&NodeName::new("n1").unwrap());
+        assert_eq!(
+            (config.name.as_str(), config.subjects.as_slice()),
+            ("TO_n1", &["to.n1.>".to_owned()][..])
+        );
+        assert!(config.max_bytes < row.config().max_bytes + 1 && config.max_message_size <= 1024 * 1024);
     }
 
     #[test]

@@ -104,6 +104,9 @@ pub fn explain(subject: &str, origin: &Origin, pod: Option<&Pod>) -> Explanation
             None if raised(subject).is_some_and(Lane::is_alone) => {
                 "none: what came up from a node, at the hub".to_owned()
             }
+            None if subject::sent_to(subject).is_some() => {
+                "none: what the hub sends to a node, where it is in the class down".to_owned()
+            }
             None if account == Account::Control => {
                 "none: Edgewire's own (docs/flows.md has its meaning)".to_owned()
             }
@@ -188,17 +191,33 @@ fn row(subject: &str, account: Account, place: Place) -> Option<&'static Row> {
 }
 
 fn bound(row: &Row) -> String {
+    named(&row.stream(), row)
+}
+
+/// A stream of that name, with the bounds of `row`.
+fn named(stream: &str, row: &Row) -> String {
     let full = match row.full {
         Full::Refuse => "when it is full the publisher is refused and told",
         Full::DropOldest => "when it is full the oldest goes",
     };
     let kept = if row.bucket { "the last entry of each key, " } else { "" };
-    format!("{} ({kept}{} MiB; {full})", row.stream(), row.size_mib_max)
+    format!("{stream} ({kept}{} MiB; {full})", row.size_mib_max)
 }
 
 fn stored(subject: &str, account: Account, origin: &Origin) -> String {
     let place = if *origin == Origin::Hub { Place::Hub } else { Place::Edge };
+    if let (Origin::Node(node), Some(rest)) = (origin, subject.strip_prefix("down.")) {
+        let there = row(subject::ARRIVING, account, place).map(bound).unwrap_or_default();
+        return format!("what came from the hub as to.{node}.{rest}: in {there}; what is said here: in none");
+    }
     match row(subject, account, place) {
+        Some(row) if row.for_each_node => match subject::sent_to(subject) {
+            Some(node) => {
+                let stream = named(&subject::to_stream(&node), row);
+                format!("at {} in {stream}, if there is such a node", origin.name())
+            }
+            None => format!("no: {subject} names no node"),
+        },
         Some(row) => format!("at {} in {}", origin.name(), bound(row)),
         None => format!("no: no stream at {} takes it", origin.name()),
     }
@@ -237,6 +256,11 @@ fn crosses(subject: &str, account: Account, class: Option<&Class>, origin: &Orig
 }
 
 fn from_hub(subject: &str, account: Account, class: Option<&Class>) -> String {
+    if let Some(node) = subject::sent_to(subject) {
+        let topic = subject.splitn(3, '.').nth(2).unwrap_or_default();
+        let there = row(subject::ARRIVING, Account::Work, Place::Edge).map(bound).unwrap_or_default();
+        return format!("to {node} as down.{topic}, exactly once and in order; there in {there}, and heard");
+    }
     if let Some(class) = class {
         return match class.word {
             "app" => "live, as it is: to every node that is linked now".to_owned(),
@@ -324,7 +348,24 @@ mod tests {
             ),
             ("app.demo.temp", "hub", "no: no stream at hub", "live, as it is: to every node"),
             ("local.demo.temp", "edge-a", "no", "no: local. stays on its node"),
-            ("down.demo.temp", "edge-a", "no", "no: nothing is carried up"),
+            (
+                "down.demo.temp",
+                "edge-a",
+                "what came from the hub as to.edge-a.demo.temp: in DOWN (64 MiB; ",
+                "no: nothing is carried up",
+            ),
+            (
+                "to.edge-a.demo.temp",
+                "hub",
+                "at hub in TO_edge-a (16 MiB; when it is full the publisher is refused and told), if there",
+                "to edge-a as down.demo.temp, exactly once and in order; there in DOWN (64 MiB",
+            ),
+            (
+                "to.edge-a.demo.temp",
+                "edge-a",
+                "no: no stream at edge-a",
+                "no: the hub takes nothing of that name",
+            ),
             ("up.demo.temp", "hub", "no: no stream at hub takes it", "no: up. goes up"),
             ("factory.temp", "edge-a", "no", "no: the hub takes nothing of that name from edge-a"),
             (

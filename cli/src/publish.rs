@@ -1,6 +1,6 @@
 //! `edgewire pub` and `edgewire req`: say something on the bus, or ask and show the answer.
 //!
-//! On a subject whose class is acknowledged (`up.`, `bulk.`) `pub` waits for the stream's word and shows it.
+//! On a subject whose class is acknowledged (`up.`, `bulk.`, and `to.` at the hub) `pub` waits for the stream's word and shows it.
 
 use std::io::{BufRead, Read};
 use std::path::PathBuf;
@@ -245,7 +245,9 @@ pub async fn publish(args: PubArgs, screen: &mut Screen, notices: &Notices) -> O
         false => Payloads::Same(letter.payload().await?, args.count),
     };
     let (place, bus) = letter.bus().await?;
-    if !args.wait_ack && !Class::of(&letter.subject).is_some_and(|class| class.acknowledged) {
+    let is_stored = Class::of(&letter.subject).is_some_and(|class| class.acknowledged)
+        || subject::sent_to(&letter.subject).is_some();
+    if !args.wait_ack && !is_stored {
         let headers = letter.headers();
         while let Some(payload) = payloads.next().await? {
             bus.say(&letter.subject, &headers, payload, None).await.map_err(|error| not_sent(&error))?;

@@ -119,6 +119,21 @@ async fn a_store_that_was_lost_and_counts_anew_is_said_and_read_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_stream_renames_is_read_under_its_new_name_and_once() {
+    let (server, _, work) = node().await;
+    store(&work, "_down.demo.n", "0", &json!({"n": 0})).await;
+    // Its stream hears it as `_down.`, keeps it as `down.`, and says it as that.
+    let tail = Tail::start(&server, &["tail", "down.>", "--since", "1h", "--json"]);
+    assert_eq!(numbers(&tail, 1), [0]);
+    for n in 1..20 {
+        store(&work, "_down.demo.n", &n.to_string(), &json!({"n": n})).await;
+    }
+    assert_eq!(numbers(&tail, 19), (1..20).collect::<Vec<_>>());
+    let wide = run(&server, &["tail", "down.>", "--from", "1", "-n", "1", "-o", "wide"]).await;
+    assert!(wide.contains("  WORK  DOWN:1  down.demo.n  {"), "{wide}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tail_of_the_past_ends_and_says_what_is_gone() {
     let (server, _, work) = node().await;
     for n in 0..10 {

@@ -21,6 +21,7 @@ use ledger::{Ledger, LedgerRim, Streams};
 use router::hub::{Authorize, Rest};
 use schemas::command::Refusal;
 use schemas::subject;
+use sync::downlink::hub::{DownlinkRim, Downlinks};
 use sync::hub::{Links, LinksRim};
 use tokio_util::sync::CancellationToken;
 
@@ -30,8 +31,9 @@ use crate::config::Config;
 
 /// How long the server may take to be ready; a large store takes a while to be read.
 pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bound of all streams together.
-pub const STORE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
+/// Bound of all streams together: the server sets each one's bound aside. Beside those of the hub there is room for the messages
+/// of some 1,700 nodes.
+pub const STORE_BYTES_MAX: u64 = 32 * 1024 * 1024 * 1024;
 /// Whom the one token stands for.
 const ADMIN: &str = "edgewire-admin";
 /// The modules' clock.
@@ -182,6 +184,9 @@ fn modules(
     ];
     host.module(spec(sync::hub::NAME, sync::hub::flows()), move || {
         (Links::default(), LinksRim { readers: readers.clone(), counter: ledger::READER })
+    });
+    host.module(spec(sync::downlink::hub::NAME, sync::downlink::hub::flows()), || {
+        (Downlinks::default(), DownlinkRim)
     });
     let (epoch, streams) = (boot_id.to_owned(), streams.clone());
     host.module(spec(ledger::NAME, ledger::flows()), move || {

@@ -64,7 +64,8 @@ pub const CLASSES: [Class; 5] = [
         subscribe: true,
         acknowledged: false,
         lane: None,
-        meaning: "reserved for what the hub stores for a node. Sending to it is not served yet",
+        meaning: "what the hub sent to this node as `to.<node>.<namespace>.<topic…>`: stored there, carried down **exactly once \
+                  and in order**, stored on the node, and then heard. Who was away takes it from `stored.<namespace>`: see below",
     },
 ];
 

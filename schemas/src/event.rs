@@ -155,6 +155,12 @@ pub const EVENTS: &[EventType] = &[
     node("sync", "DiskFreed", &[Normal], "the node's disk has room again"),
     node("sync", "DiskFull", &[Warning], "the node's disk is full: `up.` is refused"),
     node("sync", "DiskNearlyFull", &[Warning], "the node's disk is nearly full: telemetry is dropped"),
+    node(
+        "sync",
+        "DownlinkReplaced",
+        &[Warning],
+        "the hub's messages for this node are of another stream than the last one; the message says what is taken",
+    ),
     node("sync", "LinkDown", &[Warning], "the hub does not answer"),
     node(
         "sync",
@@ -172,11 +178,23 @@ pub const EVENTS: &[EventType] = &[
         "the hub answers again; the message says after how long, and what waited",
     ),
     node("sync", "MessagesDropped", &[Warning], "messages were given up; the message says how many and why"),
+    node(
+        "sync",
+        "MessagesLost",
+        &[Warning],
+        "messages from the hub that nobody had acknowledged are gone with the node's store",
+    ),
     node("sync", "MqttPortTaken", &[Warning], "another program has the port of MQTT; all else runs"),
     node("sync", "OutboxReplaced", &[Warning], "the node's stream is another one; it starts over"),
     node("sync", "ServerRestarted", &[Warning], "the node's server had stopped trying: it was started anew"),
     node("sync", "StoreRepaired", &[Warning], "entries that the node had lost were fetched again"),
     node("sync", "StoreReplaced", &[Warning], "a damaged store was moved aside and began anew"),
+    node(
+        "sync",
+        "TooManyReaders",
+        &[Warning],
+        "messages came for more namespaces than can have them wait on a node; the others' are heard live",
+    ),
     node("topicmap", "TopicMapLoop", &[Warning], "maps would feed each other; those do not run"),
     node("topicmap", "TopicMapTooMany", &[Warning], "the node runs as many maps as it can already"),
     node(

@@ -11,6 +11,7 @@
 //! * [`event`] every type of event that is told
 //! * [`report`] what a node says of itself and of its pods
 //! * [`desired`] what a node must have, and the lineage that guards it
+//! * [`downlink`] messages from the hub to one node: what waits, and what was taken
 //! * [`credential`] credentials of pods, nodes and tools
 //! * [`mqtt`] MQTT topics as subjects
 //! * [`loss`] where each message stood on its node, and the report that shows none missing
@@ -29,6 +30,7 @@ pub mod class;
 pub mod command;
 pub mod credential;
 pub mod desired;
+pub mod downlink;
 pub mod envelope;
 pub mod event;
 pub mod expression;

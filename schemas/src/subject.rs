@@ -7,10 +7,12 @@
 
 mod audit;
 mod declared;
+mod down;
 mod mqtt;
 
 pub use audit::*;
 pub use declared::*;
+pub use down::*;
 pub use mqtt::*;
 
 use crate::name::{Namespace, NodeName};
@@ -454,7 +456,7 @@ pub fn module_state(node: &str, module: &str) -> String {
 pub fn account_of(subject: &str) -> Option<&'static str> {
     match subject.split('.').next().unwrap_or("") {
         "*" | ">" => None,
-        "ew" | "$KV" | "$JS" | "$O" | "from" | "from-bulk" | "_cursor" => Some(ACCOUNT_CONTROL),
+        "ew" | "$KV" | "$JS" | "$O" | "from" | "from-bulk" | "_cursor" | "to" => Some(ACCOUNT_CONTROL),
         _ => Some(ACCOUNT_WORK),
     }
 }
@@ -547,6 +549,39 @@ mod tests {
         let raised = raised(&node, Lane::State, "ew.rep.containers.pod.a").unwrap();
         assert_eq!(lowered(&raised), Some((node.clone(), Lane::State, "ew.rep.containers.pod.a")));
         assert_eq!(lowered(&cursor(&node, Lane::State)), None);
+    }
+
+    #[test]
+    fn what_the_hub_sends_to_a_node_has_another_name_there() {
+        let node = NodeName::new("n1").unwrap();
+        let arriving =
+            |subject: &str| arriving(&node, subject).map(|(namespace, to)| (namespace.to_string(), to));
+        let there = Some(("demo".to_owned(), "_down.demo.a.b".to_owned()));
+        assert_eq!(arriving("to.n1.demo.a.b"), there);
+        for other in [
+            "to.n1.demo",
+            "to.n1",
+            "to.n2.demo.a",
+            "to.n11.demo.a",
+            "to.n1._cursor.a",
+            "to.n1.Demo.a",
+            "to.n1.demo.a..b",
+        ] {
+            assert_eq!(arriving(other), None, "{other}");
+        }
+        assert_eq!(sent_to("to.n1.demo.a"), Some(node.clone()));
+        assert_eq!((sent_to("to.n1"), sent_to("to._.a"), sent_to("from.n1.a")), (None, None, None));
+        assert!(matches(&to_filter(&node), "to.n1.demo.a") && !matches(&to_filter(&node), "to.n2.demo.a"));
+        // Captured once on its way: not at both ends, not by the node's other streams, and not heard before it is stored.
+        let (sent, written, heard) = ("to.n1.demo.a", "_down.demo.a", "down.demo.a");
+        assert!(matches(ARRIVING, written) && !matches(ARRIVING, sent) && !matches(ARRIVING, heard));
+        assert!(
+            Lane::ALL.iter().all(|lane| [sent, written, heard].iter().all(|s| !matches(lane.filter(), s)))
+        );
+        assert!(
+            matches(ARRIVED_HEARD, heard) && !matches(ARRIVED_HEARD, TAKEN[1]) && matches(ARRIVING, TAKEN[0])
+        );
+        assert!(!matches(&arrived_filter(&Namespace::new("a").unwrap()), TAKEN[1]));
     }
 
     #[test]

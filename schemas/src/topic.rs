@@ -35,7 +35,8 @@ pub const NAME_MAX_BYTES: usize = 63;
 /// Topics of one namespace on a node. Every login of the namespace has a handful of rights for each.
 pub const NAMESPACE_TOPICS_MAX: usize = 32;
 /// First tokens that mean something else than a namespace.
-pub const RESERVED: [&str; 9] = ["app", "local", "up", "bulk", "down", "from", "from-bulk", "to", "ew"];
+pub const RESERVED: [&str; 10] =
+    ["app", "local", "up", "bulk", "down", "stored", "from", "from-bulk", "to", "ew"];
 
 /// `spec` of a Topic.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

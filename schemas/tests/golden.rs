@@ -17,6 +17,7 @@ use schemas::desired::{
     Content, Desired, Diverged, DivergedObject, Epoch, GetPage, GetRequest, Lineage, ListEntry, ListPage,
     ListRequest, Local, Position, Release,
 };
+use schemas::downlink::{Holds, Look, Taken, Waiting};
 use schemas::object::Object;
 use schemas::report::{
     EventReport, Heartbeat, HeartbeatAck, ModuleReport, ModuleState, NodeReport, PodReport, Severity,
@@ -87,6 +88,14 @@ fn messages_of_rules_keep_their_form() {
     sample("DeliverCall", &Deliver { to, headers: headers.clone(), body: "x".into() });
     sample("Delivered", &Reply::Ok(Delivered { status: 418, headers, body: "y".into() }));
     sample("Call", &Call { uid: "u-1".into(), body: "{}".into() });
+}
+
+#[test]
+fn messages_to_a_node_keep_their_form() {
+    let taken = Taken { sequence: 7, at_ns: 1_795_810_354_891_319_894 };
+    sample("Taken", &taken);
+    sample("Look", &Look { taken: Some(taken) });
+    sample("Waiting", &Waiting { last: 9, holds: Some(Holds::Same) });
 }
 
 #[test]

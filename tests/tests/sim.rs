@@ -211,3 +211,18 @@ fn trim_before_commit_is_caught() {
 fn tombstone_without_uid_is_caught() {
     is_caught(Planted::TombstoneWithoutUid, &[NothingStoppedUnasked]);
 }
+
+#[test]
+fn taken_before_written_is_caught() {
+    is_caught(Planted::TakenBeforeWritten, &[NothingLostDown]);
+}
+
+#[test]
+fn down_without_compare_and_set_is_caught() {
+    is_caught(Planted::DownWithoutCas, &[ComesDownOnceInOrder]);
+}
+
+#[test]
+fn taken_by_number_alone_is_caught() {
+    is_caught(Planted::TakenByNumberAlone, &[NothingLostDown]);
+}

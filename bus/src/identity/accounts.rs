@@ -37,8 +37,9 @@ impl Role {
         }
         let services = [Role::Control, Role::Work].map(services).concat();
         let services = services.into_iter().map(|subject| {
-            // A pull is answered by many messages.
-            let response = if subject.contains(".MSG.NEXT.") { "Stream" } else { "Singleton" };
+            // A pull, and a read of a stream, is answered by many messages.
+            let many = subject.contains(".MSG.NEXT.") || subject == READS;
+            let response = if many { "Stream" } else { "Singleton" };
             json!({"name": subject, "subject": subject, "type": "service", "response_type": response})
         });
         let commands = json!({"name": COMMANDS, "subject": COMMANDS, "type": "stream"});
@@ -52,6 +53,9 @@ impl Role {
         services(self).iter().map(|subject| import(subject, "service")).chain(commands).collect()
     }
 }
+
+/// Reads of streams with the subjects in their bodies: each node may read its own alone.
+const READS: &str = "$JS.API.DIRECT.GET.*";
 
 /// What the hub says to nodes.
 const COMMANDS: &str = "ew.cmd.>";
@@ -80,7 +84,7 @@ fn services(role: Role) -> Vec<String> {
             .to_vec()
         }
         Role::Work => {
-            ["from.>", "from-bulk.>", "_cursor.>", &read(Lane::Workload)].map(str::to_owned).to_vec()
+            ["from.>", "from-bulk.>", "_cursor.>", &read(Lane::Workload), READS].map(str::to_owned).to_vec()
         }
     }
 }

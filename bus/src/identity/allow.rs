@@ -105,6 +105,8 @@ pub fn node_permissions(node: &NodeName) -> (Permissions, Permissions) {
         publish_allow: vec!["app.>".to_owned()],
         subscribe_allow: vec!["app.>".to_owned(), inbox],
     };
+    // A read of the node's own stream, whatever its body says: no other node's message stands in it.
+    work.publish_allow.push(api(&format!("DIRECT.GET.{}", subject::to_stream(node))));
     for lane in Lane::ALL {
         let permissions = if lane.is_alone() { &mut work } else { &mut control };
         let (stream, cursor) = (lane.hub_stream(), subject::cursor(node, lane));
@@ -190,6 +192,13 @@ mod tests {
             ("$MQTT.rmsgs.app.default.x", false, false),
             ("$MQTT.sess.edge-n1.x", false, false),
             ("factory.line1.temp", false, false),
+            ("to.n1.default.x", false, false),
+            ("down.default.x", false, false),
+            ("_down.default.x", false, false),
+            ("$JS.hub.API.DIRECT.GET.TO_n1", true, false),
+            ("$JS.hub.API.DIRECT.GET.TO_n2", false, false),
+            ("$JS.hub.API.STREAM.PURGE.TO_n1", false, false),
+            ("$JS.hub.API.CONSUMER.CREATE.TO_n1", false, false),
             ("$JS.hub.API.DIRECT.GET.FROM._cursor.n1.workload", true, false),
             ("ew.hb.n1", false, false),
         ] {

@@ -111,6 +111,7 @@ pub(super) async fn open<D: Send + 'static>(
         | Kind::Read { .. }
         | Kind::Manage { .. }
         | Kind::Bound { .. }
+        | Kind::NodeStreams
         | Kind::Link
         | Kind::Arrivals
         | Kind::Named

@@ -135,16 +135,31 @@ impl Module for Credentials {
     }
 }
 
-/// What a pod of that namespace may do on its node; besides it may write to inboxes, as all in WORK. No raw JetStream: a pod
-/// that may create one stream reads everything. The same by MQTT: of `$MQTT.` nobody needs a right, because the server's own MQTT
-/// needs none (measured with 2.15.1).
+/// What a pod of that namespace may do on its node. Of JetStream it may acknowledge what its namespace is handed out, and nothing
+/// else: a pod that may create one stream reads everything, and one that may pull has what it pulls sent to any subject, also
+/// another namespace's (measured).
+/// The same by MQTT: of `$MQTT.` nobody needs a right, because the server's own MQTT needs none (measured with 2.15.1). Besides it
+/// may write to inboxes, as all in WORK.
 pub fn permissions(namespace: &Namespace, inbox: &str) -> Permissions {
     let own = |class: &str| format!("{class}.{namespace}.>");
     let mut permissions = Permissions {
         // Its own inbox too: what it says there comes back after any refusal of what it said before, and by that the door
         // for HTTP knows that a word was taken.
-        publish_allow: vec![own("app"), own("up"), own("bulk"), own("local"), format!("{inbox}.>")],
-        subscribe_allow: vec![own("app"), own("down"), own("local"), format!("{inbox}.>")],
+        publish_allow: vec![
+            own("app"),
+            own("up"),
+            own("bulk"),
+            own("local"),
+            format!("$JS.ACK.{}.{namespace}.>", subject::STREAM_DOWN),
+            format!("{inbox}.>"),
+        ],
+        subscribe_allow: vec![
+            own("app"),
+            own("down"),
+            own("local"),
+            subject::stored(namespace),
+            format!("{inbox}.>"),
+        ],
     };
     // An MQTT client that listens to `app/<namespace>/#` asks for the subject above as well.
     permissions.subscribe_allow.extend(["app", "down", "local"].map(|class| format!("{class}.{namespace}")));
@@ -252,10 +267,21 @@ mod tests {
             ("local.demo.a.b", true, true),
             ("app.other.temp", false, false),
             ("up.other.temp", false, false),
+            ("stored.demo", false, true),
+            ("stored.other", false, false),
+            ("$JS.ACK.DOWN.demo.1.2.3.4.5", true, false),
+            ("$JS.ACK.DOWN.other.1.2.3.4.5", false, false),
+            ("$JS.API.CONSUMER.MSG.NEXT.DOWN.demo", false, false),
+            ("_down.demo.temp", false, false),
             ("$JS.API.STREAM.CREATE.X", false, false),
             ("$JS.API.INFO", false, false),
             ("_INBOX.pod-1.x", true, true),
             ("_INBOX.pod-2.x", false, false),
+            ("stored.demo", false, true),
+            ("stored.other", false, false),
+            ("$JS.ACK.DOWN.demo.1.2.3.4.5", true, false),
+            ("$JS.ACK.DOWN.other.1.2.3.4.5", false, false),
+            ("_down.demo.x", false, false),
             ("app.demo", false, true),
             ("app.other", false, false),
             ("down", false, false),

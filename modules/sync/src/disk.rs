@@ -115,6 +115,11 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Is it so full that producers are refused?
+    pub fn refuses(&self) -> bool {
+        self.level >= Level::Refuse
+    }
+
     /// Is it time for a look?
     pub fn due(&mut self, now: Timestamp) -> bool {
         let due = self.looked_at.is_none_or(|at| now.since_ms(at) >= LOOK_INTERVAL_MS);

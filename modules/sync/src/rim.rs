@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::connection::{Bus, Handles};
+use bus::downlink;
 use bus::link::{self, Have, LinkError};
 use bus::module::{Account, Rim};
 use bus::server::LeafServer;
@@ -13,7 +14,8 @@ use futures::StreamExt;
 use schemas::name::NodeName;
 use schemas::subject::{self, Lane};
 
-use crate::edge::{self, Act, Done, Sync, account};
+use crate::downlink::Batch;
+use crate::edge::{self, Act, Came, Done, Sync, Wanted, account};
 use crate::facts::{self, NodeConfig};
 use crate::housekeeping::Housekeeping;
 
@@ -22,6 +24,8 @@ const PULL_WAIT: Duration = Duration::from_secs(10);
 /// An answer to a pull or to a commit is waited for so long at first, and at most.
 const PULL_PATIENCE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
 const COMMIT_PATIENCE: [Duration; 2] = [Duration::from_secs(8), Duration::from_secs(120)];
+/// The node's own server answers within this, or it is asked again.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 /// A read of the node's stream waits so long for something to come.
 const READ_WAIT: Duration = Duration::from_secs(5);
 /// What wakes a read may be seen before the server has stored it: look again after so long.
@@ -38,14 +42,16 @@ pub struct EdgeRim {
     house: Housekeeping,
     pull_patience: Patience,
     commit_patience: Patience,
+    read_patience: Patience,
 }
 
 impl EdgeRim {
     /// The rim of `node`, whose own server is `server`.
     pub fn new(node: NodeName, boot_id: String, config: NodeConfig, server: Arc<LeafServer>) -> Self {
         let (pull_patience, commit_patience) = (Patience::new(PULL_PATIENCE), Patience::new(COMMIT_PATIENCE));
+        let read_patience = Patience::new(PULL_PATIENCE);
         let house = Housekeeping::new(config.data_dir.clone());
-        Self { node, boot_id, config, server, house, pull_patience, commit_patience }
+        Self { node, boot_id, config, server, house, pull_patience, commit_patience, read_patience }
     }
 }
 
@@ -101,6 +107,50 @@ impl EdgeRim {
             () = lost => Err(LinkError::Lost("the link broke".to_owned())),
         }
     }
+}
+
+impl EdgeRim {
+    /// For messages from the hub.
+    async fn messages(&self, work: &Bus, wanted: Wanted) -> Came {
+        match wanted {
+            Wanted::Find => Came::Found(downlink::cursor(work).await),
+            Wanted::Read(from, max_bytes) => {
+                let (since, patience) = (Instant::now(), self.read_patience.now());
+                let read = downlink::read(work, &self.node, from, max_bytes, patience);
+                match self.while_linked(Account::Work, read).await {
+                    Ok((sent, took)) => {
+                        self.read_patience.answered(took);
+                        tracing::debug!(
+                            ?from,
+                            max_bytes,
+                            messages = sent.len(),
+                            took_ms = ms(since),
+                            "read at the hub"
+                        );
+                        Came::Have(Ok(sent), u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
+                    }
+                    Err(error) => {
+                        self.read_patience.unanswered(since.elapsed());
+                        tracing::debug!(?from, %error, "messages were not read");
+                        Came::Have(Err(error), 0)
+                    }
+                }
+            }
+            Wanted::Commit(batch) => Came::Committed(write_down(work, &batch).await),
+            Wanted::Tidy => Came::Tidied(downlink::tidy(work).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "what came from the hub is tidied again");
+                0
+            })),
+        }
+    }
+}
+
+/// Into the node's own DOWN. A reader is there before what it is to hand out.
+async fn write_down(work: &Bus, batch: &Batch) -> Result<u64, LinkError> {
+    for namespace in &batch.readers {
+        downlink::ensure_reader(work, namespace).await?;
+    }
+    link::commit(work, &batch.messages, &batch.cursor(), batch.expect_revision, WRITE_PATIENCE).await
 }
 
 fn of(bus: &Handles, lane: Lane) -> Result<&Bus, LinkError> {
@@ -227,6 +277,9 @@ impl Rim<Sync> for EdgeRim {
                     Err(error) => tracing::debug!(%error, "the next trim takes it too"),
                 }
                 None
+            }
+            Act::Messages { round, wanted } => {
+                Some(Done::Messages { round, came: self.messages(bus.work.as_ref()?, wanted).await })
             }
             Act::LookAtStore => {
                 let listed = Store::new(&bus.control, subject::BUCKET_LOCAL).list(">").await;

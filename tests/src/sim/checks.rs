@@ -14,6 +14,7 @@ use schemas::subject::{self, BUCKET_DESIRED, BUCKET_LOCAL, BUCKET_OBJECTS, Objec
 use serde_json::Value;
 use sync::up::Cursor;
 
+use super::downlink::{self, Downs};
 use super::jetstream::Stored;
 use super::planted::{desired_of, local_of};
 use super::server::{HUB, ORIGIN};
@@ -45,6 +46,10 @@ pub enum Invariant {
     VersionsGoUp,
     /// A pod has no status but one that its node reported of this pod.
     StatusIsTheNodes,
+    /// A message that the hub acknowledged for a node is written there once, and in order.
+    ComesDownOnceInOrder,
+    /// Every such message comes to its node, while the hub's store lasts.
+    NothingLostDown,
     /// Every message and report that was on a node's disk arrives.
     NothingLost,
     /// The status that was reported last is the status that the API shows.
@@ -82,6 +87,8 @@ pub struct Checks {
     pub diverged: bool,
     /// Dead letters.
     pub dead: u64,
+    /// Messages from the hub to nodes.
+    pub downs: Downs,
     waiting: BTreeSet<String>,
     stored: u64,
     reports: BTreeMap<(String, u64), Vec<Value>>,
@@ -164,6 +171,7 @@ impl Checks {
         let of = format!("{} ", edge + 1);
         self.waiting.retain(|waiting| !waiting.starts_with(&of));
         self.owed.retain(|owed| !owed.starts_with(&of));
+        self.downs.lost_disk(edge);
     }
 
     /// A container is stopped, to be started anew.
@@ -374,6 +382,7 @@ pub fn at_rest(w: &World) -> Vec<(Invariant, String)> {
             format!("{} owed reports never arrived, such as {first}", checks.owed.len()),
         ));
     }
+    downlink::at_rest(w, &mut wrong);
     let pods = users::pods(w);
     for edge in 0..w.edges.len() {
         if !w.edges[edge].is_settled() {

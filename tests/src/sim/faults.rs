@@ -110,6 +110,9 @@ fn set_clock(w: &mut World, at: usize) {
 
 fn set_clock_to(w: &mut World, at: usize, off_ms: i64) {
     w.servers[at].clock_off_ms = off_ms;
+    if at == HUB {
+        w.checks.downs.hub_clock_set();
+    }
     let shows = w.now(at);
     w.tell(|| format!("the clock of machine {at} is set to {}", shows.rfc3339()));
 }
@@ -153,6 +156,16 @@ pub fn say(w: &mut World) {
                 let _ = server::store(w, edge + 1, new, None);
             }
         });
+    }
+}
+
+/// Somebody at the hub sends to nodes.
+pub fn send(w: &mut World) {
+    let edges = w.edges.len() as u64;
+    let edge = usize::try_from(w.random.below(edges)).unwrap_or(0);
+    for _ in 0..w.random.between(1, 4) {
+        let delay = w.near_us();
+        w.after(delay, move |w| super::downlink::send(w, edge));
     }
 }
 

@@ -8,6 +8,7 @@ use placement::Placement;
 use scheduler::Scheduler;
 use schemas::desired::Lineage;
 use schemas::subject;
+use sync::downlink::hub::Downlinks;
 use sync::hub::{Act, Links};
 
 use super::checks::Ledger;
@@ -18,7 +19,7 @@ use super::server::{self, HUB};
 use super::world::{MS, World};
 
 /// Modules of the hub.
-pub const MODULES: u64 = 5;
+pub const MODULES: u64 = 6;
 
 /// The hub's process.
 #[derive(Default)]
@@ -30,6 +31,7 @@ pub struct Hub {
     scheduler: Runner<Scheduler>,
     placement: Runner<Placement>,
     links: Runner<Links>,
+    downlinks: Runner<Downlinks>,
     events: Runner<Events>,
     /// What may be restored.
     pub backup: Option<(Server, Ledger)>,
@@ -85,6 +87,7 @@ pub fn stop(w: &mut World) {
     runner::stop::<Scheduler>(w, 0);
     runner::stop::<Placement>(w, 0);
     runner::stop::<Links>(w, 0);
+    runner::stop::<Downlinks>(w, 0);
     runner::stop::<Events>(w, 0);
 }
 
@@ -94,6 +97,7 @@ fn start_module(w: &mut World, module: u64) {
         1 => runner::start::<Scheduler>(w, 0),
         2 => runner::start::<Placement>(w, 0),
         3 => runner::start::<Events>(w, 0),
+        4 => runner::start::<Downlinks>(w, 0),
         _ => runner::start::<Links>(w, 0),
     }
 }
@@ -108,6 +112,7 @@ pub fn restart_module(w: &mut World, module: u64) {
         1 => runner::restart::<Scheduler>(w, 0),
         2 => runner::restart::<Placement>(w, 0),
         3 => runner::restart::<Events>(w, 0),
+        4 => runner::restart::<Downlinks>(w, 0),
         _ => runner::restart::<Links>(w, 0),
     }
 }
@@ -130,6 +135,7 @@ pub fn replace_store(w: &mut World, by_backup: bool) {
         lose_consumers(w);
     }
     w.checks.replaced_store(ledger);
+    super::downlink::replaced_store(w);
     super::users::look_again(w);
 }
 
@@ -239,6 +245,28 @@ impl Hosted for Events {
     }
     fn act(_: &mut World, _: usize, _: u64, act: Never) {
         match act {}
+    }
+}
+
+impl Hosted for Downlinks {
+    const NAME: &'static str = "downlink";
+    fn runner(w: &mut World, _: usize) -> &mut Runner<Self> {
+        &mut w.hub.downlinks
+    }
+    fn server(_: usize) -> usize {
+        HUB
+    }
+    fn flows(_: &World, _: usize) -> Vec<Flow> {
+        sync::downlink::hub::flows()
+    }
+    fn build(_: &mut World, _: usize) -> Self {
+        Downlinks::default()
+    }
+    fn is_hosted(w: &World, _: usize) -> bool {
+        w.hub.up
+    }
+    fn act(w: &mut World, _: usize, incarnation: u64, act: sync::downlink::hub::Act) {
+        super::downlink::act_at_hub(w, incarnation, act);
     }
 }
 

@@ -104,6 +104,7 @@ pub fn act(w: &mut World, edge: usize, incarnation: u64, act: Act) {
                 }
             });
         }
+        Act::Messages { round, wanted } => super::downlink::act(w, edge, incarnation, round, wanted),
         Act::LookAtStore => {
             let delay = w.near_us();
             w.after(delay, move |w| {

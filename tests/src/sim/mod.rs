@@ -5,11 +5,12 @@
 //! [`checks`]. The modules are `sync`, `placement`, `nodes`, `scheduler` and `containers` as they stand; what is modelled
 //! is what they stand on:
 //! * [`jetstream`] the server (held against the real one by `tests/jetstream_model.rs`), [`server`] with its connections
-//! * [`runner`] the module runner; [`link`] what `sync` does across the link; [`node`] containerd
+//! * [`runner`] the module runner; [`link`] and [`downlink`] what `sync` does across the link; [`node`] containerd
 //! * [`world`] time and the network; [`faults`] what goes wrong; [`users`] what people want; [`planted`] bugs to find
 #![allow(clippy::indexing_slicing)] // nodes and servers are numbered by the simulator itself; a wrong number is its bug
 
 pub mod checks;
+pub mod downlink;
 pub mod faults;
 pub mod hub;
 pub mod jetstream;
@@ -41,7 +42,7 @@ pub struct Outcome {
     pub trace: Vec<String>,
     /// Virtual seconds from the healing to rest.
     pub rest_s: u64,
-    /// Messages that nodes stored for the hub.
+    /// Messages that nodes stored for the hub, or those sent to nodes if they are fewer.
     pub messages: u64,
 }
 
@@ -111,7 +112,7 @@ fn outcome(mut w: World, since_us: u64) -> Outcome {
     Outcome {
         failure: w.checks.failure.take(),
         rest_s: (w.at_us - since_us) / S,
-        messages: w.checks.stored(),
+        messages: w.checks.stored().min(w.checks.downs.sent()),
         trace: w.trace.into(),
     }
 }
@@ -131,6 +132,7 @@ fn workloads_go_on(w: &mut World) {
     w.after(pause, |w| {
         if !w.users.done {
             faults::say(w);
+            faults::send(w);
             workloads_go_on(w);
         }
     });

@@ -64,6 +64,12 @@ pub enum Planted {
     TrimBeforeCommit,
     /// A tombstone is for whatever has the name now.
     TombstoneWithoutUid,
+    /// The hub lets messages for a node go before the node has written them.
+    TakenBeforeWritten,
+    /// A node writes what came from the hub whatever its cursor says.
+    DownWithoutCas,
+    /// A message of the hub's is known by its number alone.
+    TakenByNumberAlone,
 }
 
 /// What a planted bug remembers on a node.

@@ -110,6 +110,7 @@ pub fn start(w: &mut World, at: usize) {
             stream_config(subject::STREAM_OUTBOX, &["ew.rep.>", "ew.evt.>"]),
             stream_config(subject::STREAM_UPLINK, &["up.>"]),
             stream_config(subject::STREAM_BULK, &["bulk.>"]),
+            stream_config(subject::STREAM_DOWN, &[subject::ARRIVING]),
             stream_config(subject::STREAM_DEAD, &["ew.dead.>"]),
         ]
     };

@@ -20,6 +20,7 @@ use schemas::credential::{
 use schemas::desired::{
     Desired, Diverged, GetPage, GetRequest, Lineage, ListPage, ListRequest, Local, Release,
 };
+use schemas::downlink::{Look, Taken, Waiting};
 use schemas::envelope::Headers;
 use schemas::expression::{Expression, Facts};
 use schemas::object::Object;
@@ -128,6 +129,21 @@ fn messages_of_nodes() {
     codec::<EventReport>("EventReport");
     codec::<ModuleReport>("ModuleReport");
     codec::<AuditRecord>("AuditRecord");
+}
+
+#[test]
+fn what_waits_for_a_node() {
+    codec::<Look>("Look");
+    codec::<Waiting>("Waiting");
+    codec::<Taken>("Taken");
+    let found = |bytes: &[u8]| {
+        let mut downlink = sync::downlink::Downlink::new("n1".parse().unwrap());
+        downlink.connect();
+        downlink.found(Ok(Some((1, bytes.to_vec()))))
+    };
+    tries("the cursor of messages from the hub", &golden("Taken"), |bytes| {
+        assert!(found(bytes).iter().any(|step| matches!(step, sync::downlink::Step::Look(_))));
+    });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! each is tried whole, on the subjects that it declares.
 
 use bus::flow::{Flow, Kind};
-use bus::module::{Account, Delivery, Entry, EntryValue, Input, Message, Module};
+use bus::module::{Delivery, Entry, EntryValue, Input, Message, Module};
 use schemas::Timestamp;
 use schemas::name::NodeName;
 use schemas::object::Object;
@@ -82,7 +82,7 @@ fn inputs<D>(flows: &[Flow], bytes: &[u8]) -> Vec<Input<D>> {
                     attempt: 1,
                 }),
                 Kind::Subscribe { .. } => Input::Message(Message {
-                    account: Account::Control,
+                    account: flow.account,
                     subject,
                     headers,
                     payload,
@@ -95,7 +95,8 @@ fn inputs<D>(flows: &[Flow], bytes: &[u8]) -> Vec<Input<D>> {
             inputs.push(Input::Current { bucket: bucket.to_owned(), filter: flow.subject.clone() });
         }
     }
-    for token in 0..4 {
+    // From 2^40 on: the node's looks at what the hub has for its workloads.
+    for token in (0..4).chain((1 << 40)..(1 << 40) + 4) {
         inputs.push(Input::Answered { token, outcome: Ok(bytes.to_vec()) });
     }
     inputs.push(Input::Tick);
@@ -119,7 +120,7 @@ fn module<M: Module>(name: &str, flows: &[Flow], make: impl Fn() -> M) {
     let samples = samples();
     tries(name, &samples, |bytes| {
         let mut module = make();
-        let saved = ["pod.u-1", "data.configmaps.demo.c", "sequence", "rewound", "said", "x"]
+        let saved = ["pod.u-1", "data.configmaps.demo.c", "sequence", "rewound", "said", "downlink", "x"]
             .map(|key| (key.to_owned(), bytes.to_vec()));
         module.restore(saved.into(), NOW);
         for input in inputs(flows, bytes) {
@@ -137,6 +138,7 @@ fn the_hubs_modules() {
     module("ledger", &ledger::flows(), || ledger::Ledger::new("b", ledger::Streams::new()));
     module("router at the hub", &router::hub::flows(), router::hub::Router::default);
     module("links", &sync::hub::flows(), sync::hub::Links::default);
+    module("downlink", &sync::downlink::hub::flows(), sync::downlink::hub::Downlinks::default);
     module("identity at the hub", &identity::flows(), identity::decide::Identity::default);
 }
 

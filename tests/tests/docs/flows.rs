@@ -45,6 +45,7 @@ pub fn document() -> String {
         (identity::NAME, "modules/identity", identity::flows()),
         (ledger::NAME, "modules/ledger", ledger::flows()),
         (sync::hub::NAME, "modules/sync", sync::hub::flows()),
+        (sync::downlink::hub::NAME, "modules/sync", sync::downlink::hub::flows()),
         ("nodes", "modules/nodes", nodes::flows()),
         ("placement", "modules/placement", placement::flows()),
         (router::NAME, "modules/router", router::hub::flows()),
@@ -115,11 +116,19 @@ fn streams(out: &mut String) {
             Full::Refuse => "the publisher is refused and told",
             Full::DropOldest => "the oldest goes",
         };
-        let batches = if row.atomic { "; takes atomic batches" } else { "" };
+        let (name, subjects) = match row.for_each_node {
+            true => (format!("{}_<node>", row.name), subjects.replace(".>", ".<node>.>")),
+            false => (row.name.to_owned(), subjects),
+        };
+        let batches = if row.message_bytes_max < schemas::MESSAGE_MAX_BYTES {
+            format!("; a message has at most {} MiB", row.message_bytes_max / (1024 * 1024))
+        } else {
+            String::new()
+        } + if row.atomic { "; takes atomic batches" } else { "" };
         out.push_str(&format!(
             "| {place} | {} | {kind} `{}` | `{subjects}` | {} MiB | {full} | {}{batches} |\n",
             row.account.as_str(),
-            row.name,
+            name,
             row.size_mib_max,
             row.purpose
         ));

@@ -17,6 +17,7 @@ mod clock;
 mod delete;
 mod disk;
 mod door;
+mod down;
 mod hub;
 mod identity;
 mod kill;

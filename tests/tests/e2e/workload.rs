@@ -16,7 +16,7 @@ use crate::support::{IDLE, gone, inside, loss_of, pod, runs, sensor, the_same};
 
 /// A credential, as a container finds it in its environment.
 #[derive(Debug, Clone)]
-struct Credential {
+pub struct Credential {
     url: String,
     login: (String, String),
     inbox: String,
@@ -33,7 +33,7 @@ impl Credential {
     }
 
     /// Of a running pod, asked in its own shell.
-    async fn of(cluster: &Cluster, namespace: &str, pod: &str) -> anyhow::Result<Self> {
+    pub async fn of(cluster: &Cluster, namespace: &str, pod: &str) -> anyhow::Result<Self> {
         let env = ["exec", "-n", namespace, pod, "--", "sh", "-c", "echo $NATS_URL; echo $NATS_INBOX_PREFIX"];
         let said = cluster.kubectl_ok(&env).await?;
         let (url, inbox) =
@@ -41,7 +41,8 @@ impl Credential {
         Self::parse(url, inbox)
     }
 
-    async fn dial(&self) -> anyhow::Result<Bus> {
+    /// Connects with it, from within the node's namespace.
+    pub async fn dial(&self) -> anyhow::Result<Bus> {
         let login = Login::Password { user: self.login.0.clone(), password: self.login.1.clone() };
         Ok(dial(&self.url, None, login, "e2e", self.inbox.clone(), Account::Work, "").await?)
     }
@@ -146,6 +147,10 @@ async fn says(own: &Credential, operator: &Operator) -> anyhow::Result<()> {
         "anything.e2e",
         "from.edge-a.demo.e2e",
         "down.demo.e2e",
+        "_down.demo.e2e",
+        "stored.demo.e2e",
+        "$JS.ACK.DOWN.default.1.2.3.4.e2e",
+        "to.edge-a.demo.e2e",
         "ew.rep.containers.pod.e2e",
         "$KV.local.e2e",
         "$SYS.e2e",
@@ -165,15 +170,32 @@ async fn says(own: &Credential, operator: &Operator) -> anyhow::Result<()> {
 async fn hears(own: &Credential, other: &Credential, operator: &Operator) -> anyhow::Result<()> {
     let (bus, judge) = (own.dial().await?, operator.dial(Account::Work).await?);
     let mut ears = futures::stream::SelectAll::new();
-    for filter in
-        [">", "app.>", "app.default.>", "up.>", "local.default.>", "_INBOX.>", "app.demo.>", "local.demo.>"]
-    {
+    for filter in [
+        ">",
+        "app.>",
+        "app.default.>",
+        "up.>",
+        "local.default.>",
+        "down.default.>",
+        "stored.default",
+        "_INBOX.>",
+        "app.demo.>",
+        "local.demo.>",
+    ] {
         ears.push(bus.client().subscribe(filter).await?);
     }
     ears.push(bus.client().subscribe(format!("{}.>", other.inbox)).await?);
     bus.client().publish("local.demo.ready", "".into()).await?;
     until(&mut ears, "local.demo.ready").await?;
-    let others = ["app.default.e2e", "local.default.e2e", "up.demo.e2e", "up.default.e2e", "_INBOX.e2e"];
+    let others = [
+        "app.default.e2e",
+        "local.default.e2e",
+        "down.default.e2e",
+        "stored.default",
+        "up.demo.e2e",
+        "up.default.e2e",
+        "_INBOX.e2e",
+    ];
     for subject in others {
         judge.client().publish(subject, "x".into()).await?;
     }
@@ -188,9 +210,14 @@ async fn hears(own: &Credential, other: &Credential, operator: &Operator) -> any
 
 async fn no_raw_jetstream(own: &Credential) -> anyhow::Result<()> {
     let bus = own.dial().await?;
-    for subject in
-        ["$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.UPLINK", "$JS.edge-edge-a.API.INFO"]
-    {
+    for subject in [
+        "$JS.API.INFO",
+        "$JS.API.STREAM.NAMES",
+        "$JS.API.STREAM.INFO.UPLINK",
+        "$JS.edge-edge-a.API.INFO",
+        "$JS.API.CONSUMER.MSG.NEXT.DOWN.demo",
+        "$JS.API.CONSUMER.INFO.DOWN.demo",
+    ] {
         let answer =
             tokio::time::timeout(Duration::from_secs(1), bus.client().request(subject, "".into())).await;
         anyhow::ensure!(!matches!(answer, Ok(Ok(_))), "{subject} answered a pod: {answer:?}");

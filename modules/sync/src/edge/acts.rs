@@ -8,8 +8,9 @@ use schemas::name::NodeName;
 use schemas::report::NodeReport;
 use schemas::subject::{self, Lane};
 
-use super::{DIVERGED, NAME};
+use super::{Came, DIVERGED, NAME, Wanted};
 use crate::disk::{DiskFacts, House};
+use crate::downlink::hub;
 use crate::up::Cursor;
 
 /// What only the rim can do.
@@ -69,6 +70,13 @@ pub enum Act {
         lane: Lane,
         /// Up to and with this sequence.
         sequence: u64,
+    },
+    /// For messages from the hub. The round comes back.
+    Messages {
+        /// Which round.
+        round: u64,
+        /// What.
+        wanted: Wanted,
     },
     /// Look at the machine.
     Inspect,
@@ -146,6 +154,13 @@ pub enum Done {
         /// How long it took.
         took_ms: u64,
     },
+    /// Of messages from the hub.
+    Messages {
+        /// Which round.
+        round: u64,
+        /// What.
+        came: Came,
+    },
     /// What the machine is.
     Inspected(Box<NodeReport>),
     /// The keys that stand in the local bucket.
@@ -189,6 +204,14 @@ pub fn flows(node: &NodeName) -> Vec<Flow> {
             format!("$JS.{hub}.API.DIRECT.GET.{}._cursor.{node}.*", subject::STREAM_FROM),
             "read of the node's cursor",
         ),
+        Flow::request(subject::request(node, hub::LOOK), "Look -> Waiting"),
+        Flow::subscribe(subject::command(node, NAME, hub::ARRIVED), "()"),
+        link_work(
+            format!("$JS.{hub}.API.DIRECT.GET.{}", subject::to_stream(node)),
+            "read of the node's messages",
+        ),
+        Flow::report(subject::ARRIVING, "any, and the cursor").in_work(),
+        Flow::manage(subject::STREAM_DOWN, "cursor, readers and trim").in_work(),
         Flow::manage(subject::STREAM_OUTBOX, "read and trim"),
         Flow::manage(subject::STREAM_UPLINK, "read and trim").in_work(),
         Flow::manage(subject::STREAM_BULK, "read and trim").in_work(),

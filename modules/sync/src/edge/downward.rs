@@ -53,6 +53,7 @@ impl Sync {
     }
 
     fn list(&mut self, now: Timestamp, effects: &mut Effects) {
+        self.messages.desired_comes = true;
         let step = self.down.connect(self.pull_pace.step_bytes());
         self.steps(vec![step], now, effects);
     }
@@ -84,8 +85,9 @@ impl Sync {
                     effects.push(Effect::Act(Act::Pull {
                         round: self.pull_round,
                         max_bytes: self.pull_pace.step_bytes(),
-                        // What the consumer does not have at once has to be asked for by name.
-                        wait: !self.down.is_missing_any(),
+                        // What the consumer does not have at once has to be asked for by name; and that it has nothing more
+                        // is what messages from the hub wait for.
+                        wait: !self.down.is_missing_any() && !self.messages.desired_comes,
                     }));
                 }
                 down::Step::Write(key, local) => self.write(0, key, &local, effects),
@@ -165,12 +167,15 @@ impl Sync {
             if !present {
                 return;
             }
+            self.messages.desired_comes = false;
+            self.read_messages(now, effects);
             match self.down.drained(self.pull_pace.step_bytes()) {
                 Some(steps) => self.steps(steps, now, effects),
                 None => self.steps(vec![down::Step::Pull], now, effects),
             }
             return;
         }
+        self.messages.desired_comes = true;
         self.pull_pace.measured(pulled.iter().map(|entry| entry.payload.len()).sum(), took_ms);
         let mut batch = Batch::default();
         let mut unplaced = false;

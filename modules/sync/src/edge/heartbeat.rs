@@ -120,6 +120,7 @@ impl Sync {
             for lane in Lane::ALL {
                 self.lane(lane, now, effects, |up, _| vec![up.connect()]);
             }
+            self.messages_connect(now, effects);
         }
         if restarted {
             // What was listed is another life's, perhaps another history's.
@@ -198,6 +199,7 @@ impl Sync {
             self.link.hub_knows = false;
             self.link.known = false;
             self.down.disconnect();
+            self.messages_disconnect();
             self.pull_pace.lost();
             self.asking = false;
             self.less_patience();

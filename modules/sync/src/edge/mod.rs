@@ -3,6 +3,7 @@
 mod acts;
 mod downward;
 mod heartbeat;
+mod messages;
 mod upward;
 
 use std::collections::BTreeMap;
@@ -12,10 +13,11 @@ use schemas::Timestamp;
 use schemas::desired::Local;
 use schemas::name::NodeName;
 use schemas::report::{NodeReport, Severity};
-use schemas::subject::{BUCKET_LOCAL, DesiredKey, KEY_LINEAGE, Lane};
+use schemas::subject::{self, BUCKET_LOCAL, DesiredKey, KEY_LINEAGE, Lane};
 
 use crate::disk::Disk;
 use crate::down::Down;
+use crate::downlink::hub::ARRIVED;
 use crate::pace::Pace;
 use crate::turns::{Caps, Turns};
 use crate::up::{Confirmed, Up};
@@ -25,6 +27,8 @@ use crate::ways::{RETURN_AFTER_MS, Ways};
 pub use acts::{Act, Done, account, bytes, flows};
 use downward::Batch;
 use heartbeat::Link;
+use messages::Messages;
+pub use messages::{Came, Wanted};
 
 /// Name of the module.
 pub const NAME: &str = "sync";
@@ -43,6 +47,8 @@ const LIST: u64 = 2;
 const GET: u64 = 3;
 const MARK: u64 = 4;
 const WRITES: u64 = 100;
+/// From here on looks at what the hub has for this node's workloads, each with its round.
+const LOOK: u64 = 1 << 40;
 /// Saved while the hub is known to be an older one and the local bucket does not say so yet.
 const REWOUND: &str = "rewound";
 
@@ -62,6 +68,7 @@ pub struct Sync {
     retry_down_at: Option<Timestamp>,
     list_again_at: Option<Timestamp>,
     lanes: BTreeMap<Lane, LaneUp>,
+    messages: Messages,
     turns: Turns,
     local_current: bool,
     link: Link,
@@ -121,6 +128,7 @@ impl Sync {
             })
             .collect();
         let ways = Ways::new(node.as_str(), RETURN_AFTER_MS);
+        let messages = Messages::new(node.clone());
         Self {
             node,
             boot_id,
@@ -136,6 +144,7 @@ impl Sync {
             retry_down_at: None,
             list_again_at: None,
             lanes,
+            messages,
             turns: Turns::default(),
             local_current: false,
             link: Link::default(),
@@ -214,6 +223,7 @@ impl Sync {
             effects.push(Effect::Act(Act::LookAtStore));
         }
         self.tell_drops(now, effects);
+        self.messages_tick(now, effects);
         if !self.link.up {
             self.count(now, effects);
             return;
@@ -246,6 +256,9 @@ impl Module for Sync {
             if key == "sequence" {
                 self.report_sequence = schemas::decode(&value).unwrap_or(0);
             }
+            if let (messages::SAVED, Ok(saved)) = (key.as_str(), schemas::decode(&value)) {
+                self.messages.core.restore(saved);
+            }
             for (lane, of) in &mut self.lanes {
                 let confirmed = schemas::decode::<Confirmed>(&value);
                 if let (true, Ok(confirmed)) = (key.strip_prefix("lane.") == Some(lane.as_str()), confirmed) {
@@ -276,11 +289,17 @@ impl Module for Sync {
                 self.contact(now, &mut effects);
             }
             Input::Answered { token: HEARTBEAT, outcome } => self.beaten(outcome, now, &mut effects),
+            Input::Answered { token, outcome } if token >= LOOK => {
+                self.looked_down(token, outcome, now, &mut effects);
+            }
             Input::Answered { token, outcome } => self.answered(token, outcome, now, &mut effects),
             Input::Wrote { token: MARK, outcome } => self.marked(outcome.is_err(), &mut effects),
             Input::Wrote { token, outcome } => self.wrote(token, outcome.is_err(), now, &mut effects),
             Input::Tick => self.tick(now, &mut effects),
             Input::Done(done) => self.done(done, now, &mut effects),
+            Input::Message(message) if message.subject == subject::command(&self.node, NAME, ARRIVED) => {
+                self.messages_called(now, &mut effects);
+            }
             Input::Message(message) => effects.extend(self.asked(&message)),
             // Nothing is consumed by the runner: arrivals only wake the rim.
             Input::Delivery(_) => {}
@@ -297,7 +316,6 @@ mod tests {
     use schemas::desired::{Content, Desired, Epoch, Lineage, ListPage};
     use schemas::object::Object;
     use schemas::report::HeartbeatAck;
-    use schemas::subject;
 
     const NOW: Timestamp = Timestamp(1_000_000);
 

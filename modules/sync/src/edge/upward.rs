@@ -174,6 +174,7 @@ impl Sync {
                 self.turns.ended(lane);
                 self.lane(lane, now, effects, |up, max_bytes| up.committed(outcome, max_bytes));
             }
+            Done::Messages { round, came } => self.messages_came(round, came, now, effects),
             Done::StoreHas(keys) => self.store_has(&keys, now, effects),
             Done::Counted { lane, state } => {
                 if let Some(of) = self.lanes.get_mut(&lane) {

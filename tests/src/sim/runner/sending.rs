@@ -59,7 +59,16 @@ pub(super) fn send<M: Hosted>(
             }
         }
         Effect::Act(act) => M::act(w, index, incarnation, act),
-        // Live messages are heard by nobody here; the rest was taken out before.
+        Effect::Publish { account, subject, headers, payload } if M::server(index) == server::HUB => {
+            let node = subject.split('.').nth(2).unwrap_or_default();
+            if let Some(edge) = w.edges.iter().position(|edge| edge.name.as_str() == node) {
+                let message = Message { account, subject, headers, payload, reply: None };
+                w.cross(edge, move |w| {
+                    server::publish_live(w, edge + 1, &message);
+                });
+            }
+        }
+        // Other live messages are heard by nobody here; the rest was taken out before.
         Effect::Publish { .. }
         | Effect::Store { .. }
         | Effect::Save { .. }
