@@ -1,6 +1,6 @@
 //! A stream's word for what was said to it: stored, and as what, or why not.
 
-use serde_json::Value;
+use bus::acknowledgement::{self, Refused, Stored};
 
 use crate::decode::safe;
 
@@ -17,21 +17,16 @@ pub struct Acked {
 impl Acked {
     /// Reads a stream's acknowledgement; `Err` says why it stored nothing.
     pub fn add(&mut self, answer: &[u8], subject: &str) -> Result<(), String> {
-        let body: Value = serde_json::from_slice(answer).unwrap_or_default();
-        let stream = body.get("stream").and_then(Value::as_str);
-        match (stream, body.get("seq").and_then(Value::as_u64)) {
-            (Some(stream), Some(sequence)) => {
-                let double = body.get("duplicate").and_then(Value::as_bool).unwrap_or(false);
-                self.first.get_or_insert_with(|| (stream.to_owned(), sequence));
+        match acknowledgement::read(answer) {
+            Some(Ok(Stored { stream, sequence, duplicate })) => {
+                self.first.get_or_insert((stream, sequence));
                 self.last = sequence;
                 self.stored += 1;
-                self.there_already += u64::from(double);
+                self.there_already += u64::from(duplicate);
                 Ok(())
             }
-            _ => Err(match body.pointer("/error/description").and_then(Value::as_str) {
-                Some(cause) => format!("the stream refused: {cause}"),
-                None => format!("somebody answered on {subject}, but no stream"),
-            }),
+            Some(Err(Refused { description, .. })) => Err(format!("the stream refused: {description}")),
+            None => Err(format!("somebody answered on {subject}, but no stream")),
         }
     }
 
@@ -69,8 +64,9 @@ mod tests {
         }
         let mut acked = Acked::default();
         for (answer, want) in [
+            // As nats-server says it: it names the stream, and a sequence.
             (
-                r#"{"error":{"code":503,"description":"maximum bytes exceeded"}}"#,
+                r#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"},"stream":"UPLINK","seq":0}"#,
                 "the stream refused: maximum bytes exceeded",
             ),
             ("hello", "somebody answered on up.x.y, but no stream"),
