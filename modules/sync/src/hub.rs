@@ -1,7 +1,5 @@
 //! The hub's end: each node's consumer on `desired`, the trimming of UP, and the epochs of `desired`.
 
-use std::collections::BTreeSet;
-
 use bus::connection::{Bus, Handles};
 use bus::flow::Flow;
 use bus::link;
@@ -10,7 +8,9 @@ use bus::store::{Store, StoreError};
 use schemas::Timestamp;
 use schemas::desired::Lineage;
 use schemas::name::NodeName;
-use schemas::subject::{self, ObjectKey, Resource};
+use schemas::subject;
+
+use crate::known::{self, Known};
 
 /// Name of the module.
 pub const NAME: &str = "links";
@@ -21,17 +21,8 @@ const TRIM_INTERVAL_MS: u64 = 5_000;
 
 /// All that the module reads and writes.
 pub fn flows() -> Vec<Flow> {
-    vec![
-        Flow::watch(
-            subject::BUCKET_OBJECTS,
-            subject::objects_filter(&Resource::core("nodes"), None),
-            "Object (Node)",
-        ),
-        // A node is known here from its enrolment on: its consumer is there before its first pull.
-        Flow::watch(subject::BUCKET_IDENTITY, "node.*", "NodeRecord"),
-        Flow::manage("KV_desired", "consumers of nodes"),
-        Flow::manage(subject::STREAM_UP, "trim"),
-    ]
+    let own = [Flow::manage("KV_desired", "consumers of nodes"), Flow::manage(subject::STREAM_UP, "trim")];
+    known::flows().into_iter().chain(own).collect()
 }
 
 /// What only the rim can do.
@@ -46,7 +37,7 @@ pub enum Act {
 /// The module.
 #[derive(Default)]
 pub struct Links {
-    nodes: BTreeSet<NodeName>,
+    nodes: Known,
     ensured_at: Timestamp,
     trimmed_at: Timestamp,
 }
@@ -58,19 +49,7 @@ impl Module for Links {
     fn apply(&mut self, input: Input<()>, now: Timestamp) -> Vec<Effect<Act>> {
         match input {
             Input::Entry(entry) => {
-                let enrolled = entry.key.strip_prefix("node.").map(str::to_owned);
-                let name = enrolled.or_else(|| ObjectKey::parse(&entry.key).map(|key| key.name));
-                let node = name.and_then(|name| NodeName::new(name).ok());
-                match (node, entry.value) {
-                    (Some(node), EntryValue::Put(_)) if self.nodes.insert(node.clone()) => {
-                        vec![Effect::Act(Act::Ensure(node))]
-                    }
-                    (Some(node), EntryValue::Removed(_)) => {
-                        self.nodes.remove(&node);
-                        Vec::new()
-                    }
-                    _ => Vec::new(),
-                }
+                self.nodes.entry(&entry).map(|node| Effect::Act(Act::Ensure(node))).into_iter().collect()
             }
             Input::Tick => {
                 let mut effects = Vec::new();

@@ -19,6 +19,7 @@ pub mod edge;
 pub mod facts;
 pub mod housekeeping;
 pub mod hub;
+mod known;
 pub mod pace;
 pub mod rim;
 pub mod turns;

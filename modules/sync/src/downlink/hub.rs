@@ -8,19 +8,20 @@
 //! | `ew.req.*.downlink.look` | [`Look`], answered with [`Waiting`] |
 //! | `ew.cmd.<node>.sync.arrived` | the call; one that is lost is made up for by the node's own looks |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bus::connection::Handles;
 use bus::downlink;
 use bus::flow::Flow;
-use bus::module::{Account, Effect, EntryValue, Input, Message, Module, Rim};
+use bus::module::{Account, Effect, Input, Message, Module, Rim};
 use schemas::Timestamp;
 use schemas::command::{Refusal, Reply};
 use schemas::downlink::{Look, Waiting};
 use schemas::name::NodeName;
-use schemas::subject::{self, ObjectKey, Resource};
+use schemas::subject;
 
 use crate::edge;
+use crate::known::{self, Known};
 
 /// Name of the module.
 pub const NAME: &str = "downlink";
@@ -36,18 +37,13 @@ const CALL_INTERVAL_MS: u64 = 1_000;
 
 /// All that the module reads and writes.
 pub fn flows() -> Vec<Flow> {
-    vec![
-        Flow::watch(
-            subject::BUCKET_OBJECTS,
-            subject::objects_filter(&Resource::core("nodes"), None),
-            "Object (Node)",
-        ),
-        Flow::watch(subject::BUCKET_IDENTITY, "node.*", "NodeRecord"),
+    let own = [
         Flow::subscribe("to.>", "any"),
         Flow::node_streams("to.<node>.>", "a node's messages"),
         Flow::respond(format!("ew.req.*.{LOOK}"), "Look -> Waiting"),
         Flow::publish(format!("ew.cmd.*.{}.{ARRIVED}", edge::NAME), "()"),
-    ]
+    ];
+    known::flows().into_iter().chain(own).collect()
 }
 
 /// What only the rim can do.
@@ -71,7 +67,7 @@ pub enum Done {
 /// The module.
 #[derive(Default)]
 pub struct Downlinks {
-    nodes: BTreeSet<NodeName>,
+    nodes: Known,
     ensured_at: Option<Timestamp>,
     /// When a node was called last, and whether it is to be called again.
     called: BTreeMap<NodeName, (Timestamp, bool)>,
@@ -148,19 +144,8 @@ impl Module for Downlinks {
     fn apply(&mut self, input: Input<Done>, now: Timestamp) -> Vec<Effect<Act>> {
         match input {
             Input::Entry(entry) => {
-                let enrolled = entry.key.strip_prefix("node.").map(str::to_owned);
-                let name = enrolled.or_else(|| ObjectKey::parse(&entry.key).map(|key| key.name));
-                let node = name.and_then(|name| NodeName::new(name).ok());
-                match (node, entry.value) {
-                    (Some(node), EntryValue::Put(_)) if self.nodes.insert(node.clone()) => {
-                        vec![Effect::Act(Act::Ensure(vec![node], false))]
-                    }
-                    (Some(node), EntryValue::Removed(_)) => {
-                        self.nodes.remove(&node);
-                        Vec::new()
-                    }
-                    _ => Vec::new(),
-                }
+                let node = self.nodes.entry(&entry);
+                node.map(|node| Effect::Act(Act::Ensure(vec![node], false))).into_iter().collect()
             }
             Input::Message(message) if message.subject.starts_with("to.") => {
                 subject::sent_to(&message.subject).map(|node| self.came(node, now)).unwrap_or_default()
@@ -208,7 +193,7 @@ impl Rim<Downlinks> for DownlinkRim {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bus::module::Entry;
+    use bus::module::{Entry, EntryValue};
 
     const NOW: Timestamp = Timestamp(1_000_000);
 
